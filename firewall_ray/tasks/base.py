@@ -49,5 +49,8 @@ class Task(ABC):
         """Yield the task's queries, split by split. Raises TaskError naming the option or row that is wrong."""
 
     @abstractmethod
-    def grade(self, completion: str, reference: Mapping[str, Any]) -> bool:
-        """Is this completion right? Never raises for any `completion`; a wrong one is False."""
+    def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        """Is this completion right? Never raises for any `completion`; a wrong one is False.
+
+        `reference` is the query's, parsed. `options` is the config's section `grading.<task>`, empty where there is none.
+        """

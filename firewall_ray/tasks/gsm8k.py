@@ -1,1 +1,91 @@
-"""GSM8K (Cobbe et al. 2021): grade-school word problems with one number as the answer."""
+"""GSM8K (Cobbe et al. 2021): grade-school word problems with one number as the answer.
+
+Rows in: `question` and `answer`, from the `datasets` library or a local folder. Rows out: `Query`, whose reference is
+``{"answer": "18"}``: the text after the answer's "#### ", commas removed. Three published rules grade a completion:
+
+* ``official``: openai/grade-school-math, the first "#### n", compared as strings;
+* ``strict``: lm-evaluation-harness' strict-match, the same extraction after its own clean-up;
+* ``flexible``: its flexible-extract, the last thing that looks like a number.
+"""
+
+import itertools
+import json
+import random
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from firewall_ray.errors import TaskError
+from firewall_ray.tasks.base import Query, Task, make_query
+from firewall_ray.tasks.records import Record, read_records
+
+INVALID = "[invalid]"  # what both official programs call a completion without an answer
+
+_MARKED = re.compile(r"#### (\-?[0-9\.\,]+)")
+_NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+
+
+def extract(completion: str, rule: str) -> str:
+    """The answer that `rule` reads from a completion, or "[invalid]". Linear in the completion's length.
+
+    >>> extract("9 * 2 = <<9*2=18>>18.\\n#### 1,800", "official"), extract("#### 1,800", "strict")
+    ('1800', '1,800')
+    >>> extract("That makes $18", "official"), extract("That makes $18", "flexible")
+    ('[invalid]', '$18')
+    """
+    if rule == "flexible":
+        last = deque(_NUMBER.finditer(completion), maxlen=1)
+        return last[0].group() if last else INVALID
+    first = _MARKED.search(completion)
+    if first is None:
+        return INVALID
+    return first.group(1).replace(",", "") if rule == "official" else first.group(1)
+
+
+def normalise(answer: str) -> str:
+    """lm-evaluation-harness' clean-up before its exact match, of prediction and gold alike.
+
+    It also deletes everything up to "#### "; that has no work left here, since an extracted answer holds no "#".
+
+    >>> normalise("$1,800.")
+    '1800'
+    """
+    return answer.replace(",", "").replace("$", "").removesuffix(".").lower()
+
+
+class Gsm8k(Task):
+    """The grading option is `rule`, see the module."""
+
+    name = "gsm8k"
+    stop = ("\nQuestion:",)  # Asked without examples, a base model answers and goes on with a question of its own.
+    max_tokens = 512  # The longest reference answer has about 400 tokens; what is longer has lost its way.
+
+    def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
+        """Train in a seeded order, less its last `num_validation` rows, which are validation; then test in its own order."""
+        source, num_validation = options["source"], options["num_validation"]
+        train = list(read_records(self.name, source, "train"))
+        if num_validation > len(train):
+            raise TaskError(
+                f"queries.tasks.gsm8k.num_validation is {num_validation:,}, but train of {source} has only {len(train):,} rows."
+            )
+        random.Random(options["seed"]).shuffle(train)
+        boundary = len(train) - num_validation
+        yield from (self._query("train", record) for record in train[:boundary][: options["num_train"]])
+        yield from (self._query("validation", record) for record in train[boundary:])
+        test = itertools.islice(read_records(self.name, source, "test"), options["num_test"])
+        yield from (self._query("test", record) for record in test)
+
+    def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        rule = options["rule"]
+        answer = extract(completion, rule)
+        if rule == "official":
+            return answer == reference["answer"]
+        return normalise(answer) == normalise(reference["answer"])
+
+    def _query(self, split: str, record: Record) -> Query:
+        question, solution = record.text("question"), record.text("answer")
+        answer = extract(solution, "official")
+        if answer == INVALID:
+            raise TaskError(f"gsm8k: {record.where}: `answer` must hold '#### <number>', but it ends in {solution[-40:]!r}.")
+        return make_query(self.name, split, question, json.dumps({"answer": answer}))

@@ -1,0 +1,156 @@
+"""Tasks -> queries/: every benchmark of the run, as one Parquet dataset. And back: the checked queries that other stages read.
+
+Runs in the driver. Rows are streamed; what stays in memory while preparing is one short id a query, to find duplicates.
+"""
+
+import itertools
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore
+from firewall_ray.config import RunConfig
+from firewall_ray.errors import ArtifactError, TaskError
+from firewall_ray.schemas import QUERIES, SPLITS
+from firewall_ray.tasks import Query, get_task
+
+logger = logging.getLogger("firewall_ray")
+
+Group = tuple[str, str]  # (task, split)
+
+
+def run_prepare_queries(
+    config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Write queries/ from the tasks that the config names.
+
+    The tasks are read twice: first to check and count every row, so that nothing is written, or deleted, for bad input.
+    `limit` keeps so many queries in all, see `quotas`. Raises TaskError for duplicates, and when there are no queries.
+    """
+    tasks = {name: options for name, options in config.queries.tasks.model_dump().items() if options is not None}
+    settings = {"tasks": tasks, "limit": limit}
+    queries = store.queries()
+    if queries.plan(settings, force=force) == "skip":
+        return {"stage": "prepare_queries", "action": "skip", "path": queries.path, **queries.manifest()["counts"]}
+
+    kept = quotas(_count(_load(tasks)), limit)
+    if not kept:
+        options = ", ".join(f"queries.tasks.{name}.num_train, num_validation, num_test" for name in tasks)
+        raise TaskError(f"There are no queries: the tasks {sorted(tasks)} have none. Raise one of {options}.")
+    queries.begin(settings)
+    with queries.writer() as writer:
+        rows = _first(_load(tasks), kept)
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
+            writer.write_batch(pa.RecordBatch.from_arrays([pa.array(c) for c in zip(*batch, strict=True)], schema=QUERIES))
+    counts = {"queries": kept.total(), **{f"{task}/{split}": number for (task, split), number in kept.items()}}
+    queries.finish(config.model_dump(mode="json"), counts)
+    return {"stage": "prepare_queries", "action": "run", "path": queries.path, **counts}
+
+
+def read_queries(store: ArtifactStore, limit: int | None = None) -> pa.Table:
+    """All of queries/, checked, with the columns of `schemas.QUERIES`; with `limit` so many of them, see `quotas`.
+
+    Raises ArtifactMissing, and ArtifactError naming the query for a duplicate query_id, a split that does not exist or a
+    reference that is not a JSON object; also when there are none.
+    """
+    queries = store.queries().require()
+    table = queries.read()
+    where = f"queries: {queries.path}"
+    if not table.num_rows:
+        raise ArtifactError(f"{where} has no rows. Run: {queries.made_by} --config FILE --force")
+    check_unique(table["query_id"], where)
+    wrong_split = pc.index(pc.is_in(table["split"], pa.array(SPLITS)), False).as_py()
+    if wrong_split >= 0:
+        found = table["split"][wrong_split].as_py()
+        raise ArtifactError(f"{where}: query {table['query_id'][wrong_split]} has the split {found!r}, must be one of {SPLITS}.")
+    for query_id, reference in zip(table["query_id"], table["reference"], strict=True):
+        if not _is_json_object(reference.as_py()):
+            raise ArtifactError(
+                f"{where}: query {query_id}: `reference` must be a JSON object, there is {reference.as_py()!r:.60}."
+            )
+    return table if limit is None else table.filter(_within_limit(table, limit))
+
+
+def check_unique(query_ids: pa.ChunkedArray | pa.Array, where: str) -> None:
+    """Raises ArtifactError naming the first query_id that comes twice."""
+    if pc.count_distinct(query_ids).as_py() == len(query_ids):
+        return
+    counted = query_ids.value_counts()
+    twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
+    raise ArtifactError(f"{where}: query_id {twice[0].as_py()!r} comes more than once ({len(twice):,} such). One row a query.")
+
+
+def quotas(available: Mapping[Group, int], limit: int | None) -> Counter[Group]:
+    """How many queries of each (task, split) `limit` keeps: proportional shares that sum to it, every group at least one.
+
+    With fewer than one for each group, the larger ones come first. Shares are rounded by largest remainder.
+
+    >>> quotas({("t", "train"): 90, ("t", "test"): 9}, 20)
+    Counter({('t', 'train'): 18, ('t', 'test'): 2})
+    """
+    if limit is None or limit >= sum(available.values()):
+        return Counter(available)
+    by_size = sorted(available, key=lambda group: -available[group])[:limit]
+    spare, others = limit - len(by_size), sum(available[group] - 1 for group in by_size)
+    # Each gets 1, and of the spare ones its share by size: whole parts first, then the largest fractions.
+    shares = {group: divmod(spare * (available[group] - 1), max(others, 1)) for group in by_size}
+    kept = Counter({group: 1 + whole for group, (whole, _) in shares.items()})
+    by_fraction = sorted(by_size, key=lambda group: -shares[group][1])
+    kept.update(by_fraction[: limit - kept.total()])
+    return kept
+
+
+def _load(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[Query]:
+    for name, options in tasks.items():
+        yield from get_task(name).load(options)
+
+
+def _count(queries: Iterator[Query]) -> Counter[Group]:
+    """Queries of each (task, split). Raises TaskError naming both places of a question that comes twice."""
+    counts: Counter[Group] = Counter()
+    places: dict[str, tuple[str, int]] = {}
+    for query in queries:
+        counts[query.task, query.split] += 1
+        place = (query.split, counts[query.task, query.split])
+        if query.query_id in places:
+            (first_split, first_row), (split, row) = places[query.query_id], place
+            raise TaskError(
+                f"{query.task}: the question {query.question[:60]!r} comes twice: query {first_row:,} of {first_split} and "
+                f"query {row:,} of {split}. Remove one; a question in two splits would also be a leak."
+            )
+        places[query.query_id] = place
+    return counts
+
+
+def _first(queries: Iterator[Query], kept: Mapping[Group, int]) -> Iterator[Query]:
+    """The first `kept` queries of every group."""
+    seen: Counter[Group] = Counter()
+    for query in queries:
+        group = (query.task, query.split)
+        seen[group] += 1
+        if seen[group] <= kept.get(group, 0):
+            yield query
+
+
+def _within_limit(table: pa.Table, limit: int) -> pa.Array:
+    """Mask, bool, (num_rows,): the same choice among rows that `run_prepare_queries` makes with `limit`."""
+    groups = list(zip(table["task"].to_pylist(), table["split"].to_pylist(), strict=True))
+    left = quotas(Counter(groups), limit)
+    mask = np.zeros(len(groups), dtype=bool)
+    for row, group in enumerate(groups):
+        mask[row] = left[group] > 0
+        left[group] -= 1
+    return pa.array(mask)
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,95 @@
+"""A benchmark's own records: from a local folder of JSON Lines or Parquet, or by id through the `datasets` library.
+
+Every record knows where it came from, so that a message about it can name the file and the row.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from firewall_ray.errors import TaskError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+class Record(NamedTuple):
+    """One row of a benchmark. `where` names its file (or data set) and its row, counted from 1."""
+
+    where: str
+    fields: Mapping[str, Any]
+
+    def text(self, name: str) -> str:
+        """The field as a text that is not blank. Raises TaskError naming file, row and field."""
+        value = self.fields.get(name)
+        if not isinstance(value, str) or not value.strip():
+            found = f"{value!r:.60}" if name in self.fields else f"only {sorted(self.fields)}"
+            raise TaskError(f"{self.where}: `{name}` must be a text, there is {found}.")
+        return value
+
+
+def read_records(task: str, source: str, split: str) -> Iterator[Record]:
+    """Stream one split. A `source` that is a folder here is read from disk, any other is an id of the `datasets` library.
+
+    The folder holds one file `<split>` or `<task>_<split>` with a suffix of `SUFFIXES`. Raises TaskError when there is no such
+    file, when it is cut off, or when a row is not an object, naming the row.
+    """
+    if Path(source).expanduser().is_dir():
+        yield from _read_file(task, _find_file(task, Path(source).expanduser(), split))
+    else:
+        yield from _read_hub(task, source, split)
+
+
+def _find_file(task: str, folder: Path, split: str) -> Path:
+    names = [f"{stem}{suffix}" for stem in (split, f"{task}_{split}") for suffix in SUFFIXES]
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) == 1:
+        return found[0]
+    what = f"has {[path.name for path in found]}, and which of them holds" if found else f"has none of {names} for"
+    raise TaskError(f"queries.tasks.{task}.source: {folder} {what} the split {split}. Leave exactly one there.")
+
+
+def _read_file(task: str, path: Path) -> Iterator[Record]:
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+    try:
+        for number, fields in enumerate(rows, start=1):
+            where = f"{task}: {path}, row {number}"
+            if not isinstance(fields, Mapping):
+                raise TaskError(f"{where}: must be a JSON object with named fields, there is {fields!r:.60}.")
+            yield Record(where, fields)
+    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as e:
+        raise TaskError(f"{task}: {path} cannot be read: {e}. Restore the file.") from e
+
+
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    for batch in pq.ParquetFile(path).iter_batches():
+        yield from batch.to_pylist()
+
+
+def _json_rows(path: Path) -> Iterator[Any]:
+    """One value a line; a line that is not JSON is given on as its text, which the caller refuses with the row's number."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                yield line
+
+
+def _read_hub(task: str, source: str, split: str) -> Iterator[Record]:
+    import datasets  # Slow to import, and needless for local files.
+
+    option = f"queries.tasks.{task}.source"
+    try:
+        rows = datasets.load_dataset(source, "main", split=split)
+    except Exception as e:  # The library raises its own, the hub client's, and the network's errors.
+        raise TaskError(
+            f"{option}: {source!r} is no folder here, and the `datasets` library cannot load its split {split}: {e}. "
+            f"Give a folder that holds {split}.jsonl, or an id that this machine can download."
+        ) from e
+    for number, fields in enumerate(rows, start=1):
+        yield Record(f"{task}: {source}, split {split}, row {number}", fields)

@@ -1,0 +1,18 @@
+"""Tasks -> queries/: python jobs/prepare_queries.py --config FILE"""
+
+import typer
+
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.queries import run_prepare_queries
+
+
+def main(
+    config: ConfigOption, root: RootOption = None, set_: SetOption = None, limit: LimitOption = None, force: ForceOption = False
+) -> None:
+    """Write the queries of the config's tasks to ROOT/queries. --limit keeps so many in all, some of every split."""
+    with job("prepare_queries", config, root, set_, needs_ray=False) as context:
+        context.report(run_prepare_queries(context.config, context.store, limit=limit, force=force))
+
+
+if __name__ == "__main__":
+    typer.run(main)
