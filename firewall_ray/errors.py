@@ -32,6 +32,14 @@ class LabelError(UserError):
     """Grades from which no label can be computed (no samples, arrays that do not fit)."""
 
 
+class PolicyError(UserError):
+    """A strong fraction, or scores, from which no routing decision can be made."""
+
+
+class EvaluationError(UserError):
+    """Scores and labels that cannot be evaluated together; the message names the router, column or query."""
+
+
 class ModelError(UserError):
     """A model folder, tokenizer or checkpoint cannot be used as asked."""
 

@@ -1,0 +1,1 @@
+"""How good a router is: metrics, their intervals, and the report."""
