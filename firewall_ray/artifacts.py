@@ -9,8 +9,9 @@ columns are checked. Both names start with an underscore so that Parquet readers
 
 import hashlib
 import json
+import operator
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -163,8 +164,17 @@ class Dataset:
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    def plan(self, settings: Mapping[str, Any], *, force: bool = False, costly: bool = False) -> Action:
+    def plan(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        force: bool = False,
+        costly: bool = False,
+        reusable: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = operator.eq,
+    ) -> Action:
         """What a job should do about this output: run it, resume a begun one, or skip it because it is finished.
+
+        `reusable(recorded settings, wanted settings)` says whether what is there is what is wanted.
 
         A finished dataset of other settings is made again, unless it is `costly` (samples, routers): then ArtifactError
         names the setting that changed, since GPU-days should not be lost to a typo. So is one that somebody else wrote.
@@ -178,11 +188,12 @@ class Dataset:
                 f"downstream; to replace them use --force, to keep them use another --root."
             )
         recorded = self._read_json(MANIFEST if state == "finished" else STARTED)
-        if recorded["fingerprint"] == fingerprint(settings):
+        plain = json.loads(json.dumps(settings, default=str))
+        if reusable(recorded["settings"], plain):
             return "skip" if state == "finished" else "resume"
         if costly:
             raise ArtifactError(
-                f"{self.kind}: {self.path} was made with other settings ({_difference(recorded['settings'], settings)}). "
+                f"{self.kind}: {self.path} was made with other settings ({_difference(recorded['settings'], plain)}). "
                 f"To make it again use --force, to keep it use another --root."
             )
         return "run"
@@ -229,6 +240,18 @@ class Dataset:
             with pq.ParquetWriter(stream, self.schema, compression="zstd") as writer:
                 yield writer
 
+    def add_file(self, local: Path, name: str = "part-00000.parquet") -> None:
+        """Copy a whole local file into this dataset, between `begin` and `finish`."""
+        with _storage_errors(f"write {self.path}/{name}"):
+            pafs.copy_files(
+                str(local), f"{self.path}/{name}", source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.filesystem
+            )
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a side file (a figure, a card) of this dataset, between `begin` and `finish`."""
+        with _storage_errors(f"write {self.path}/{name}"), self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+            stream.write(data)
+
     # Reading ---------------------------------------------------------------------------------------------------------
 
     def files(self) -> list[str]:
@@ -244,6 +267,11 @@ class Dataset:
             and info.path.endswith(suffix)
             and not any(part.startswith(("_", ".")) for part in info.path.removeprefix(self.path).split("/"))
         )
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole of a side file. Raises StorageFailure when it is not there."""
+        with _storage_errors(f"read {self.path}/{name}"), self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return bytes(stream.readall())
 
     def num_rows(self) -> int:
         return sum(self._open(path).metadata.num_rows for path in self.files())
@@ -357,9 +385,14 @@ def _difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     >>> _difference({"n": 32, "top_p": 1.0}, {"n": 16, "top_p": 1.0})
     'n: 32 there, 16 now'
     """
-    plain = json.loads(json.dumps(wanted, default=str))
-    keys = sorted(key for key in recorded.keys() | plain.keys() if recorded.get(key) != plain.get(key))
-    return ", ".join(f"{key}: {recorded.get(key)} there, {plain.get(key)} now" for key in keys)
+    found = []
+    for key in sorted(recorded.keys() | wanted.keys()):
+        there, here = recorded.get(key), wanted.get(key)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            found += [f"{key}.{inner}" for inner in filter(None, [_difference(there, here)])]
+        elif there != here:
+            found.append(f"{key}: {there} there, {here} now")
+    return ", ".join(found)
 
 
 @contextmanager
