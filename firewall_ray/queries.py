@@ -65,10 +65,7 @@ def read_queries(store: ArtifactStore, limit: int | None = None) -> pa.Table:
     if not table.num_rows:
         raise ArtifactError(f"{where} has no rows. Run: {queries.made_by} --config FILE --force")
     check_unique(table["query_id"], where)
-    wrong_split = pc.index(pc.is_in(table["split"], pa.array(SPLITS)), False).as_py()
-    if wrong_split >= 0:
-        found = table["split"][wrong_split].as_py()
-        raise ArtifactError(f"{where}: query {table['query_id'][wrong_split]} has the split {found!r}, must be one of {SPLITS}.")
+    check_splits(table, where)
     for query_id, reference in zip(table["query_id"], table["reference"], strict=True):
         if not _is_json_object(reference.as_py()):
             raise ArtifactError(
@@ -84,6 +81,14 @@ def check_unique(query_ids: pa.ChunkedArray | pa.Array, where: str) -> None:
     counted = query_ids.value_counts()
     twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
     raise ArtifactError(f"{where}: query_id {twice[0].as_py()!r} comes more than once ({len(twice):,} such). One row a query.")
+
+
+def check_splits(queries: pa.Table, where: str) -> None:
+    """Raises ArtifactError naming the first query (columns: query_id, split) whose split does not exist."""
+    row = pc.index(pc.is_in(queries["split"], pa.array(SPLITS)), False).as_py()
+    if row >= 0:
+        query_id, split = queries["query_id"][row].as_py(), queries["split"][row].as_py()
+        raise ArtifactError(f"{where}: query {query_id!r} has the split {split!r}, must be one of {SPLITS}.")
 
 
 def quotas(available: Mapping[Group, int], limit: int | None) -> Counter[Group]:

@@ -1,0 +1,68 @@
+"""Split a dataset by a hash of query_id into files on the local disk, so that datasets join one bucket at a time.
+
+Runs in the driver. Equal ids land in the bucket of the same number whatever order or file they come in, so a join needs
+one bucket of each dataset in memory, never a whole one.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+
+from firewall_ray.artifacts import Dataset
+from firewall_ray.errors import StorageFailure
+
+BUCKET_ROWS = 65_536  # About 30 MB with prompts of 300 characters.
+MAX_BUCKETS = 256  # Files open at the same time. From 256 * 65,536 = 16.8 million rows on, buckets grow instead.
+READ_ROWS = 16_384
+
+
+def num_buckets(num_rows: int) -> int:
+    """How many buckets hold about BUCKET_ROWS rows each.
+
+    >>> num_buckets(0), num_buckets(65_536), num_buckets(65_537), num_buckets(10**9)
+    (1, 1, 2, 256)
+    """
+    return min(max(-(-num_rows // BUCKET_ROWS), 1), MAX_BUCKETS)
+
+
+class Spill:
+    """One dataset's columns in `count` bucket files under `folder`; rows keep their order within a bucket.
+
+    Raises StorageFailure when the disk is full.
+    """
+
+    def __init__(self, dataset: Dataset, columns: list[str], count: int, folder: Path) -> None:
+        self.paths = [folder / f"{bucket:03}.arrow" for bucket in range(count)]
+        schema = pa.schema([dataset.schema.field(name) for name in columns])
+        try:
+            folder.mkdir()
+            with ExitStack() as stack:
+                writers = [stack.enter_context(pa.ipc.new_file(str(path), schema)) for path in self.paths]
+                for batch in dataset.iter_batches(columns, READ_ROWS):
+                    for bucket, rows in _partition(batch, count):
+                        writers[bucket].write_batch(rows)
+        except OSError as e:
+            raise StorageFailure(f"{dataset.kind}: cannot spill to {folder}: {e}. Set TMPDIR to a disk with more space.") from e
+
+    def bucket(self, number: int) -> pa.Table:
+        """The rows of one bucket, memory-mapped."""
+        return pa.ipc.open_file(pa.memory_map(str(self.paths[number]))).read_all()
+
+
+def _partition(batch: pa.RecordBatch, count: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    if count == 1:
+        yield 0, batch
+        return
+    ids = batch.column("query_id").cast(pa.binary()).to_numpy(zero_copy_only=False)
+    buckets = np.fromiter(map(crc32, ids), dtype=np.uint32, count=len(ids)) % count
+    order = np.argsort(buckets, kind="stable")
+    bounds = np.searchsorted(buckets[order], np.arange(count + 1))
+    batch = batch.take(pa.array(order))
+    for bucket, (start, end) in enumerate(itertools.pairwise(bounds)):
+        if end > start:
+            yield bucket, batch.slice(start, end - start)

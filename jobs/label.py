@@ -1,0 +1,18 @@
+"""queries/ and the pair's grades -> labels/: python jobs/label.py --config FILE"""
+
+import typer
+
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.labeling import run_labeling
+
+
+def main(
+    config: ConfigOption, root: RootOption = None, set_: SetOption = None, limit: LimitOption = None, force: ForceOption = False
+) -> None:
+    """Compute every label design of every query that both models of the pair have grades of. Needs no Ray."""
+    with job("label", config, root, set_, needs_ray=False) as context:
+        context.report(run_labeling(context.config, context.store, limit=limit, force=force))
+
+
+if __name__ == "__main__":
+    typer.run(main)
