@@ -1,0 +1,53 @@
+"""Where an engine lands: the resources that Ray reserves for one sampling actor.
+
+Runs in the driver. One GPU or a CPU engine is a plain actor; an engine over several GPUs gets a placement group whose
+first bundle the actor takes and whose bundles vLLM's own Ray workers fill.
+"""
+
+import uuid
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from firewall_ray.config import ModelConfig, VllmModelConfig
+
+
+def engine_bundles(model: VllmModelConfig) -> list[dict[str, float]]:
+    """One bundle a GPU: tensor_parallel_size * pipeline_parallel_size of them, the first with the actor's own CPUs too."""
+    bundle: dict[str, float] = {"GPU": 1.0, "CPU": 1.0}
+    if model.accelerator_type is not None:
+        bundle[f"accelerator_type:{model.accelerator_type}"] = 0.001
+    num_gpus = model.tensor_parallel_size * model.pipeline_parallel_size
+    bundles = [dict(bundle) for _ in range(num_gpus)]
+    bundles[0]["CPU"] += model.num_cpus
+    return bundles
+
+
+def engine_resources(key: str, model: ModelConfig) -> dict[str, Any]:
+    """The keyword arguments of `Dataset.map_batches` that place this model's actors."""
+    if not isinstance(model, VllmModelConfig) or model.device == "cpu":
+        return {"num_cpus": model.num_cpus}
+    if model.tensor_parallel_size * model.pipeline_parallel_size == 1:
+        kind = {} if model.accelerator_type is None else {"accelerator_type": model.accelerator_type}
+        return {"num_gpus": 1, "num_cpus": model.num_cpus, **kind}
+    # Tensor parallelism talks at every layer, so its GPUs must be on one node; pipeline stages may be on several.
+    strategy = "STRICT_PACK" if model.pipeline_parallel_size == 1 else "PACK"
+
+    def scheduling() -> dict[str, Any]:
+        group = ray.util.placement_group(engine_bundles(model), strategy=strategy, name=f"{_prefix(key)}{uuid.uuid4().hex[:8]}")
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)}
+
+    return {"num_gpus": 0, "num_cpus": model.num_cpus, "ray_remote_args_fn": scheduling}
+
+
+def release_placement_groups(key: str) -> None:
+    """Give the GPUs of this model's engines back: a group outlives its actors until its job ends."""
+    for group in placement_group_table().values():
+        if group["name"].startswith(_prefix(key)) and group["state"] != "REMOVED":
+            ray.util.remove_placement_group(ray.util.get_placement_group(group["name"]))
+
+
+def _prefix(key: str) -> str:
+    return f"firewall-ray-{ray.get_runtime_context().get_job_id()}-{key}-"

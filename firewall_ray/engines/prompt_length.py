@@ -1,0 +1,49 @@
+"""Prompts that do not fit a model's context are found before an engine starts, not after an hour of sampling.
+
+Runs in the driver. A prompt has no more tokens than UTF-8 bytes (every tokenizer that vLLM serves falls back to bytes), so
+only prompts long enough to matter are tokenized.
+"""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from firewall_ray.config import VllmModelConfig, model_path
+from firewall_ray.engines.rows import SamplingSpec
+from firewall_ray.errors import ModelError, TaskError
+
+SPECIAL_TOKENS = 8  # room for what a tokenizer adds around a prompt
+
+
+def check_prompt_lengths(key: str, model: VllmModelConfig, queries: pa.Table, spec: SamplingSpec) -> None:
+    """Raises ModelError when the model cannot be found, TaskError naming the first query whose prompt leaves no room."""
+    context = context_length(key, model)
+    num_bytes = pc.binary_length(queries["prompt"])
+    suspects = queries.filter(pc.greater(num_bytes, context - SPECIAL_TOKENS))
+    if not len(suspects):
+        return
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path(model.path))
+    for query in suspects.to_pylist():
+        num_tokens = len(tokenizer(query["prompt"])["input_ids"])
+        if num_tokens >= context:
+            raise TaskError(
+                f"queries: the prompt of {query['query_id']} (task {query['task']}) has {num_tokens:,} tokens, and models.{key} "
+                f"has a context of {context:,}, prompt and completion together. Drop the query, raise models.{key}.max_model_len "
+                "(up to what the model was trained for), or choose another model."
+            )
+
+
+def context_length(key: str, model: VllmModelConfig) -> int:
+    """Tokens of prompt and completion together. Raises ModelError when the model's folder or hub id cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model_path(model.path))
+    except (OSError, ValueError) as e:
+        raise ModelError(
+            f"models.{key}.path: no model at {model.path!r}. Give a Hugging Face folder (with config.json) that every node "
+            f"sees, or a hub id that this machine can reach. transformers says: {str(e).splitlines()[0]}"
+        ) from e
+    trained = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return model.max_model_len or trained or 2**31

@@ -1,0 +1,129 @@
+"""Progress of long stages: actors count what is done, the driver shows it.
+
+`ProgressCounter` runs as an actor of no CPU; workers add to it after every batch. `watch` shows its numbers on stderr, as a
+live bar in a terminal and as a line now and then elsewhere (CI, `ray job logs`).
+"""
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from firewall_ray.job import console
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+LOG_EVERY_S = 15.0
+
+
+class ProgressCounter:
+    """Sums of named amounts by key, for example ``{"weak": {"rows": 640, "tokens": 81_920, "errors": 0}}``."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+
+    def add(self, key: str, amounts: Mapping[str, float]) -> None:
+        for name, amount in amounts.items():
+            self._sums[key][name] += amount
+
+    def read(self) -> dict[str, dict[str, float]]:
+        return {key: dict(sums) for key, sums in self._sums.items()}
+
+
+@contextmanager
+def watch(stage: str, totals: Mapping[str, int], done: Mapping[str, int] | None = None) -> Iterator[Any]:
+    """Yields the counter's actor handle; while the body runs, shows `rows` of each key against its total.
+
+    `totals` and `done`: rows of each key in all, and those that an earlier run had done already.
+    """
+    counter = ray.remote(num_cpus=0)(ProgressCounter).remote()
+    finished = threading.Event()
+    show = _show_bars if console.is_terminal else _show_lines
+    thread = threading.Thread(target=show, args=(stage, counter, dict(totals), dict(done or {}), finished), daemon=True)
+    thread.start()
+    try:
+        yield counter
+    finally:
+        finished.set()
+        thread.join(timeout=10)
+        ray.kill(counter)
+
+
+def _show_bars(stage: str, counter: Any, totals: dict[str, int], done: dict[str, int], finished: threading.Event) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rates]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bars = {
+            key: progress.add_task(f"{stage} {key}", total=total, completed=done.get(key, 0), rates="starting")
+            for key, total in totals.items()
+        }
+        meters = {key: _Meter() for key in totals}
+        while True:
+            last = finished.wait(POLL_S)
+            for key, sums in _read(counter).items():
+                completed = done.get(key, 0) + sums.get("rows", 0)
+                progress.update(bars[key], completed=completed, rates=meters[key].describe(sums))
+            if last:
+                return
+
+
+def _show_lines(stage: str, counter: Any, totals: dict[str, int], done: dict[str, int], finished: threading.Event) -> None:
+    meters = {key: _Meter() for key in totals}
+    while True:
+        last = finished.wait(LOG_EVERY_S)
+        sums_of = _read(counter)
+        for key, total in totals.items():
+            sums = sums_of.get(key, {})
+            completed = done.get(key, 0) + int(sums.get("rows", 0))
+            rates = meters[key].describe(sums)
+            left_s = (total - completed) / meters[key].rows_per_s if meters[key].rows_per_s else None
+            eta = f", {left_s:,.0f} s left" if left_s else ""
+            logger.info("%s %s: %s of %s rows, %s%s", stage, key, f"{completed:,}", f"{total:,}", rates, eta)
+        if last:
+            return
+
+
+def _read(counter: Any) -> dict[str, dict[str, float]]:
+    try:
+        sums: dict[str, dict[str, float]] = ray.get(counter.read.remote(), timeout=5)
+    except ray.exceptions.RayError:
+        return {}  # progress is for looking at; a missed reading must not disturb the stage
+    return sums
+
+
+class _Meter:
+    """Rates since the first row of a key: the start of the engines is not part of them."""
+
+    def __init__(self) -> None:
+        self._since: tuple[float, dict[str, float]] | None = None
+        self.rows_per_s = 0.0
+
+    def describe(self, sums: Mapping[str, float]) -> str:
+        if not sums.get("rows"):
+            return "starting"
+        now = time.monotonic()
+        if self._since is None:
+            self._since = (now, dict(sums))
+            return "started"
+        then, first = self._since
+        elapsed_s = max(now - then, 1e-9)
+        rates = {name: (amount - first.get(name, 0)) / elapsed_s for name, amount in sums.items()}
+        self.rows_per_s = rates["rows"]
+        words = [f"{rates['rows']:,.1f} rows/s"]
+        if "tokens" in rates:
+            words.append(f"{rates['tokens']:,.0f} tokens/s")
+        if sums.get("errors"):
+            words.append(f"{sums['errors']:,.0f} errors")
+        return ", ".join(words)

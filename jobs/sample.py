@@ -1,0 +1,29 @@
+"""Sample every query n times, and once greedily, with real engines on a Ray Data actor pool: queries/ -> samples/<model>/."""
+
+from typing import Annotated
+
+import typer
+
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.sampling import run_sampling
+
+
+def main(
+    config: ConfigOption,
+    root: RootOption = None,
+    set_: SetOption = None,
+    limit: LimitOption = None,
+    force: ForceOption = False,
+    model: Annotated[list[str] | None, typer.Option("--model", help="Key in `models`; repeatable. The pair by default.")] = None,
+) -> None:
+    """Sample every query n times, and once greedily: queries/ -> samples/<model>/.
+
+    A killed job goes on where it stopped when the same command is run again. With more queries only the new ones are sampled.
+    """
+    with job("sample", config, root, set_, needs_ray=True) as context:
+        for result in run_sampling(context.config, context.store, models=model, limit=limit, force=force):
+            context.report(result)
+
+
+if __name__ == "__main__":
+    typer.run(main)
