@@ -1,0 +1,166 @@
+"""samples/<model>/ and queries/ -> grades/<model>/: is each completion right? One Ray Data job a model.
+
+The driver checks ids and tasks and shares the references; tasks on the cluster's CPUs grade, streaming from Parquet to
+Parquet. A row that cannot be graded becomes a row with `error`, never a dead job and never a missing row.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore, Dataset, cast_batch
+from firewall_ray.config import RunConfig
+from firewall_ray.errors import ArtifactError, ConfigError, SystemFailure
+from firewall_ray.queries import check_unique, read_queries
+from firewall_ray.schemas import GRADES, SAMPLES
+from firewall_ray.tasks import get_task
+
+SAMPLE_COLUMNS = ["query_id", "task", "texts", "greedy_text", "error"]
+MAX_ERROR_CHARS = 500
+
+Options = Mapping[str, Mapping[str, Any]]  # task -> the config's section grading.<task>
+
+logger = logging.getLogger("firewall_ray")
+
+
+def run_grading(
+    config: RunConfig, store: ArtifactStore, *, models: Sequence[str] = (), limit: int | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Grade the samples of `models`, by default the config's pair. With `limit` only those of the first queries.
+
+    Raises ConfigError for a model that the config lacks, TaskError for a task that does not exist, ArtifactMissing, and
+    ArtifactError for query_ids that come twice.
+    """
+    models = list(dict.fromkeys(models or (config.pair.weak, config.pair.strong)))
+    unknown = sorted(set(models) - config.models.keys())
+    if unknown:
+        raise ConfigError(f"--model {unknown[0]}: the config has no such model; its `models` are {sorted(config.models)}.")
+    inputs = {model: store.samples(model).require(SAMPLE_COLUMNS) for model in models}
+    queries = read_queries(store, limit).select(["query_id", "task", "reference"])
+    options = _options(config, queries)
+    results: dict[str, dict[str, Any]] = {}
+    for model, samples in inputs.items():
+        grades = store.grades(model)
+        settings = {
+            "inputs": [store.queries().identity(), samples.identity()],
+            "grading": options,
+            "limit": limit,
+        }
+        if grades.plan(settings, force=force) == "skip":
+            results[model] = {"action": "skip", **grades.manifest()["counts"]}
+            continue
+        _check_ids(samples)
+        grades.begin(settings)
+        with _worker_errors(samples):
+            _grade_dataset(samples, grades, model, queries, options, config.grading.batch_size, only_known=limit is not None)
+        counts = _count(grades, queries)
+        grades.finish(config.model_dump(mode="json"), counts)
+        results[model] = {"action": "run", **counts}
+        if counts["errors"]:
+            logger.warning("grade: %s of %s rows of %s have an error", f"{counts['errors']:,}", f"{counts['rows']:,}", model)
+    action = "run" if any(result["action"] == "run" for result in results.values()) else "skip"
+    return {"stage": "grade", "action": action, "path": f"{store.base}/grades", "models": results}
+
+
+def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options) -> pa.Table:
+    """Rows of `schemas.SAMPLES` (SAMPLE_COLUMNS are enough) -> rows of `schemas.GRADES`, one for one. Runs in a worker.
+
+    queries: query_id, task and reference of every query.
+    """
+    query_rows = queries.take(pc.index_in(batch["query_id"], queries["query_id"]))
+    rows = []
+    for sample, query in zip(batch.to_pylist(), query_rows.to_pylist(), strict=True):
+        row = {"query_id": sample["query_id"], "task": sample["task"], "model": model}
+        error = sample["error"] or _mismatch(sample, query)
+        if error is None:
+            try:
+                row |= _grade(sample, query["reference"], options)
+            except Exception as e:  # A grader's bug, or a reference that lacks a field: this row's loss, not the job's.
+                error = f"the grader of {sample['task']} failed: {type(e).__name__}: {e}"[:MAX_ERROR_CHARS]
+        rows.append({**row, "error": error})
+    return pa.Table.from_pylist(rows, schema=GRADES)
+
+
+def _grade(sample: Mapping[str, Any], reference_json: str, options: Options) -> dict[str, Any]:
+    task, reference = get_task(sample["task"]), json.loads(reference_json)
+    task_options = options[sample["task"]]
+    return {
+        "correct": [task.grade(text, reference, task_options) for text in sample["texts"]],
+        "greedy_correct": task.grade(sample["greedy_text"], reference, task_options),
+    }
+
+
+def _mismatch(sample: Mapping[str, Any], query: Mapping[str, Any]) -> str | None:
+    """Why this sample cannot be graded, or None."""
+    if query["query_id"] is None:
+        return "its query is not in queries/"
+    if query["task"] != sample["task"]:
+        return f"its task is {sample['task']!r} in samples/ and {query['task']!r} in queries/"
+    if not sample["texts"] or any(text is None for text in sample["texts"]):
+        return "`texts` is empty or holds a null, and no error says why"
+    if sample["greedy_text"] is None:
+        return "`greedy_text` is null, and no error says why"
+    return None
+
+
+def _grade_dataset(
+    samples: Dataset, grades: Dataset, model: str, queries: pa.Table, options: Options, batch_size: int, *, only_known: bool
+) -> None:
+    schema = pa.schema([SAMPLES.field(name) for name in SAMPLE_COLUMNS])
+    where = f"samples: {samples.path}"
+    shared_queries = ray.put(queries)
+
+    def grade_block(block: pa.Table) -> pa.Table:
+        known = ray.get(shared_queries)
+        table = pa.Table.from_batches([cast_batch(batch, schema, where) for batch in block.to_batches()], schema)
+        if only_known:
+            table = table.filter(pc.is_in(table["query_id"], known["query_id"]))
+        return grade_batch(table, known, model, options)
+
+    rows = ray.data.read_parquet(
+        samples.files(), filesystem=samples.filesystem, columns=SAMPLE_COLUMNS, partitioning=None, file_extensions=None
+    )
+    # Small blocks, so that one large file is graded by all CPUs; larger output files, so that they stay few.
+    rows = rows.repartition(target_num_rows_per_block=batch_size)
+    graded = rows.map_batches(grade_block, batch_size=None, batch_format="pyarrow")
+    graded.write_parquet(grades.path, filesystem=grades.filesystem, min_rows_per_file=BATCH_ROWS, compression="zstd")
+
+
+def _options(config: RunConfig, queries: pa.Table) -> Options:
+    sections = config.grading.model_dump(exclude={"batch_size"})
+    tasks = sorted(queries["task"].unique().to_pylist())
+    return {get_task(name).name: sections.get(name, {}) for name in tasks}
+
+
+def _check_ids(samples: Dataset) -> None:
+    """Only the ids are held in memory."""
+    ids = samples.read(["query_id"])["query_id"]
+    if not len(ids):
+        raise ArtifactError(f"samples: {samples.path} has no rows. Run: {samples.made_by} --config FILE --force")
+    check_unique(ids, f"samples: {samples.path}")
+
+
+def _count(grades: Dataset, queries: pa.Table) -> dict[str, int]:
+    rows = grades.read(["query_id", "error"])
+    without = len(queries) - pc.sum(pc.is_in(queries["query_id"], rows["query_id"])).as_py()
+    return {"rows": len(rows), "errors": len(rows) - rows["error"].null_count, "queries_without_samples": without}
+
+
+@contextmanager
+def _worker_errors(samples: Dataset) -> Iterator[None]:
+    """What went wrong in a worker, as the same error that the driver would raise."""
+    try:
+        yield
+    except ray.exceptions.RayError as e:
+        cause = getattr(e, "cause", None)
+        if isinstance(cause, ArtifactError):
+            raise cause from e
+        if isinstance(cause, pa.ArrowException | OSError):
+            raise ArtifactError(f"samples: {samples.path} cannot be read to its end: {cause}. Sample it again.") from e
+        raise SystemFailure(f"grade: a worker failed on {samples.path}: {e}") from e

@@ -1,0 +1,27 @@
+"""samples/ and queries/ -> grades/: python jobs/grade.py --config FILE"""
+
+from typing import Annotated
+
+import typer
+
+from firewall_ray.grading import run_grading
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+
+ModelOption = Annotated[list[str] | None, typer.Option("--model", help="Key in the config's models. Repeatable. None: the pair.")]
+
+
+def main(
+    config: ConfigOption,
+    root: RootOption = None,
+    set_: SetOption = None,
+    model: ModelOption = None,
+    limit: LimitOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Grade every completion of the models' samples by the rules of their tasks."""
+    with job("grade", config, root, set_, needs_ray=True) as context:
+        context.report(run_grading(context.config, context.store, models=model or (), limit=limit, force=force))
+
+
+if __name__ == "__main__":
+    typer.run(main)
