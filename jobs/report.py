@@ -1,0 +1,24 @@
+"""Labels and scores -> report/: metrics with intervals, figures, and a page to read them on."""
+
+import typer
+
+from firewall_ray.evaluation.report import load_report, run_report
+from firewall_ray.evaluation.table import print_table
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, console, job
+
+
+def main(
+    config: ConfigOption, root: RootOption = None, set_: SetOption = None, limit: LimitOption = None, force: ForceOption = False
+) -> None:
+    """Evaluate every router under ROOT/scores on the labelled test queries; write ROOT/report with report.html.
+
+    Needs labels/ and scores/ alone, whoever wrote them, and no Ray. --limit keeps the first N test queries.
+    """
+    with job("report", config, root, set_, needs_ray=False) as context:
+        result = run_report(context.config, context.store, limit=limit, force=force)
+        print_table(load_report(context.store.report()), console)
+        context.report(result)
+
+
+if __name__ == "__main__":
+    typer.run(main)
