@@ -16,7 +16,9 @@ import ray
 
 from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore, Dataset, cast_batch
 from firewall_ray.config import RunConfig
-from firewall_ray.errors import ArtifactError, ConfigError, SystemFailure
+from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure
+from firewall_ray.job import StageResult
+from firewall_ray.progress import watch
 from firewall_ray.queries import check_unique, read_queries
 from firewall_ray.schemas import GRADES, SAMPLES
 from firewall_ray.tasks import get_task
@@ -30,42 +32,35 @@ logger = logging.getLogger("firewall_ray")
 
 
 def run_grading(
-    config: RunConfig, store: ArtifactStore, *, models: Sequence[str] = (), limit: int | None = None, force: bool = False
-) -> dict[str, Any]:
-    """Grade the samples of `models`, by default the config's pair. With `limit` only those of the first queries.
+    config: RunConfig, store: ArtifactStore, *, models: Sequence[str] | None = None, limit: int | None = None, force: bool = False
+) -> list[StageResult]:
+    """Grade the samples of `models` (the pair, when None); with `limit` only those of the first queries. One result a model.
 
-    Raises ConfigError for a model that the config lacks, TaskError for a task that does not exist, ArtifactMissing, and
-    ArtifactError for query_ids that come twice.
+    Raises ConfigError for an unknown model key, TaskError for a task that does not exist, ArtifactMissing, and ArtifactError
+    for query_ids that come twice.
     """
-    models = list(dict.fromkeys(models or (config.pair.weak, config.pair.strong)))
-    unknown = sorted(set(models) - config.models.keys())
-    if unknown:
-        raise ConfigError(f"--model {unknown[0]}: the config has no such model; its `models` are {sorted(config.models)}.")
-    inputs = {model: store.samples(model).require(SAMPLE_COLUMNS) for model in models}
+    keys = list(dict.fromkeys(models or (config.pair.weak, config.pair.strong)))
+    for key in keys:
+        if key not in config.models:
+            raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")
+    inputs = {key: store.samples(key).require(SAMPLE_COLUMNS) for key in keys}
     queries = read_queries(store, limit).select(["query_id", "task", "reference"])
     options = _options(config, queries)
-    results: dict[str, dict[str, Any]] = {}
-    for model, samples in inputs.items():
-        grades = store.grades(model)
-        settings = {
-            "inputs": [store.queries().identity(), samples.identity()],
-            "grading": options,
-            "limit": limit,
-        }
-        if grades.plan(settings, force=force) == "skip":
-            results[model] = {"action": "skip", **grades.manifest()["counts"]}
-            continue
-        _check_ids(samples)
-        grades.begin(settings)
-        with _worker_errors(samples):
-            _grade_dataset(samples, grades, model, queries, options, config.grading.batch_size, only_known=limit is not None)
-        counts = _count(grades, queries)
-        grades.finish(config.model_dump(mode="json"), counts)
-        results[model] = {"action": "run", **counts}
+    results = []
+    for key, samples in inputs.items():
+        grades = store.grades(key)
+        settings = {"inputs": [store.queries().identity(), samples.identity()], "grading": options, "limit": limit}
+        action = "skip" if grades.plan(settings, force=force) == "skip" else "run"
+        if action == "run":
+            _check_ids(samples)
+            grades.begin(settings)
+            _grade_dataset(samples, grades, key, queries, options, config.grading.batch_size, only_known=limit is not None)
+            grades.finish(config.model_dump(mode="json"), _count(grades, queries))
+        counts = grades.manifest()["counts"]
         if counts["errors"]:
-            logger.warning("grade: %s of %s rows of %s have an error", f"{counts['errors']:,}", f"{counts['rows']:,}", model)
-    action = "run" if any(result["action"] == "run" for result in results.values()) else "skip"
-    return {"stage": "grade", "action": action, "path": f"{store.base}/grades", "models": results}
+            logger.warning("grade: %s of %s rows of %s have an error", f"{counts['errors']:,}", f"{counts['rows']:,}", key)
+        results.append({"stage": "grade", "model": key, "action": action, "path": grades.path, **counts})
+    return results
 
 
 def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options) -> pa.Table:
@@ -121,15 +116,17 @@ def _grade_dataset(
         table = pa.Table.from_batches([cast_batch(batch, schema, where) for batch in block.to_batches()], schema)
         if only_known:
             table = table.filter(pc.is_in(table["query_id"], known["query_id"]))
-        return grade_batch(table, known, model, options)
+        graded = grade_batch(table, known, model, options)
+        progress.add.remote(model, {"rows": len(block), "errors": len(graded) - graded["error"].null_count})
+        return graded
 
-    rows = ray.data.read_parquet(
-        samples.files(), filesystem=samples.filesystem, columns=SAMPLE_COLUMNS, partitioning=None, file_extensions=None
-    )
-    # Small blocks, so that one large file is graded by all CPUs; larger output files, so that they stay few.
-    rows = rows.repartition(target_num_rows_per_block=batch_size)
-    graded = rows.map_batches(grade_block, batch_size=None, batch_format="pyarrow")
-    graded.write_parquet(grades.path, filesystem=grades.filesystem, min_rows_per_file=BATCH_ROWS, compression="zstd")
+    with _worker_errors(where), watch("grade", {model: samples.num_rows()}) as progress:
+        rows = ray.data.read_parquet(samples.files(), filesystem=samples.filesystem, columns=SAMPLE_COLUMNS, partitioning=None)
+        rows.context.enable_progress_bars = False  # `watch` shows progress
+        # Small blocks, so that all CPUs share one large file; larger output files, so that they stay few.
+        rows = rows.repartition(target_num_rows_per_block=batch_size)
+        graded = rows.map_batches(grade_block, batch_size=None, batch_format="pyarrow")
+        graded.write_parquet(grades.path, filesystem=grades.filesystem, min_rows_per_file=BATCH_ROWS, compression="zstd")
 
 
 def _options(config: RunConfig, queries: pa.Table) -> Options:
@@ -153,14 +150,14 @@ def _count(grades: Dataset, queries: pa.Table) -> dict[str, int]:
 
 
 @contextmanager
-def _worker_errors(samples: Dataset) -> Iterator[None]:
-    """What went wrong in a worker, as the same error that the driver would raise."""
+def _worker_errors(where: str) -> Iterator[None]:
+    """What went wrong in a worker, as the error that the driver would raise for it."""
     try:
         yield
     except ray.exceptions.RayError as e:
         cause = getattr(e, "cause", None)
-        if isinstance(cause, ArtifactError):
+        if isinstance(cause, FirewallRayError):
             raise cause from e
         if isinstance(cause, pa.ArrowException | OSError):
-            raise ArtifactError(f"samples: {samples.path} cannot be read to its end: {cause}. Sample it again.") from e
-        raise SystemFailure(f"grade: a worker failed on {samples.path}: {e}") from e
+            raise ArtifactError(f"{where} cannot be read to its end: {cause}. Restore the file, or sample again.") from e
+        raise SystemFailure(f"grade: a worker failed on {where}: {e}") from e

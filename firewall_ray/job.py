@@ -10,17 +10,16 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Annotated, Any
 
-import ray
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import RayConfig, RunConfig, load_config
-from firewall_ray.errors import FirewallRayError, UserError
+from firewall_ray.errors import ConfigError, FirewallRayError, SystemFailure, UserError
 
 ConfigOption = Annotated[str, typer.Option("--config", help="YAML file of the run; examples in jobs/configs/.")]
 RootOption = Annotated[str | None, typer.Option("--root", help="Artifact folder or URI; above the config's own.")]
@@ -48,7 +47,11 @@ class JobContext:
 
 
 def summary(result: StageResult) -> str:
-    """One readable line of a stage's result."""
+    """One readable line of a stage's result.
+
+    >>> summary({"stage": "label", "action": "run", "labels": 1500})
+    'action run, labels 1,500'
+    """
     facts = [f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in result.items() if key != "stage"]
     return ", ".join(facts)
 
@@ -61,14 +64,16 @@ def job(verb: str, config_path: str, root: str | None, overrides: list[str] | No
     )
     started = time.monotonic()
     try:
-        config = load_config(config_path, overrides or (), root)
-        store = ArtifactStore(config.root)
-        store.check_writable()
-        _warn_of_throwaway_root(config.root)
-        if needs_ray:
-            connect(config.ray)
-        context = JobContext(config, store)
-        yield context
+        # Whatever anybody prints, Ray's workers included, goes to stderr: stdout is for the JSON line.
+        with redirect_stdout(sys.stderr), ExitStack() as stack:
+            config = load_config(config_path, overrides or (), root)
+            store = ArtifactStore(config.root)
+            store.check_writable()
+            _warn_of_throwaway_root(config.root)
+            if needs_ray:
+                stack.enter_context(connected(config.ray))
+            context = JobContext(config, store)
+            yield context
     except FirewallRayError as e:
         console.print(f"{verb} failed: {e}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2 if isinstance(e, UserError) else 1) from e
@@ -81,21 +86,38 @@ def job(verb: str, config_path: str, root: str | None, overrides: list[str] | No
     )
 
 
-def connect(config: RayConfig) -> None:
-    """Join the cluster of this environment, or start a local Ray. Does nothing when already connected."""
+@contextmanager
+def connected(config: RayConfig) -> Iterator[None]:
+    """Joins the cluster of this environment, or starts a local Ray, and leaves it again. Keeps a connection that is there."""
+    import ray  # Seconds to import; the jobs that need no Ray start without it.
+
     if ray.is_initialized():
+        yield
         return
     # The driver's environment reaches workers of a local Ray anyway; these must also reach those of a cluster.
     env_vars = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     local: dict[str, Any] = {}
-    if config.address is None and "RAY_ADDRESS" not in os.environ and "RAY_JOB_ID" not in os.environ:
+    on_a_cluster = os.environ.keys() & {"RAY_ADDRESS", "RAY_JOB_ID"}
+    if config.address == "local" or (config.address is None and not on_a_cluster):
         local = {"num_cpus": config.num_cpus, "include_dashboard": config.dashboard}
         if config.object_store_memory_gib is not None:
             local["object_store_memory"] = int(config.object_store_memory_gib * 2**30)
-    ray.init(address=config.address, runtime_env={"env_vars": env_vars}, logging_level=logging.WARNING, **local)
-    url = ray._private.worker.global_worker.node.address_info.get("webui_url") if local else None
-    if url:
-        logger.info("Ray dashboard: http://%s", url)
+    try:
+        context = ray.init(address=config.address, runtime_env={"env_vars": env_vars}, logging_level=logging.WARNING, **local)
+    except ValueError as e:
+        raise ConfigError(
+            f"ray: {e} To join a Ray that runs here already, leave ray.num_cpus and ray.object_store_memory_gib out; for one of "
+            "the job's own set ray.address to local."
+        ) from e
+    except (ConnectionError, RuntimeError) as e:
+        address = config.address or os.environ.get("RAY_ADDRESS")
+        raise SystemFailure(f"Cannot join Ray (ray.address or RAY_ADDRESS: {address}): {e}") from e
+    if local and context.dashboard_url:
+        logger.info("Ray dashboard: http://%s", context.dashboard_url)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _warn_of_throwaway_root(root: str) -> None:
@@ -106,7 +128,3 @@ def _warn_of_throwaway_root(root: str) -> None:
             "Pass --root with an absolute path or a URI.",
             root,
         )
-
-
-def is_interactive() -> bool:
-    return sys.stderr.isatty()

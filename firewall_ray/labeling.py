@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError
+from firewall_ray.job import StageResult
 from firewall_ray.labels import compute_labels, pass_rate
 from firewall_ray.queries import check_splits, check_unique, read_queries
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
@@ -31,7 +32,7 @@ GRADE_COLUMNS = ["query_id", "correct", "greedy_correct", "error"]
 logger = logging.getLogger("firewall_ray")
 
 
-def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> dict[str, Any]:
+def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> StageResult:
     """Write labels/ for the config's pair. Rows follow the order of queries/ within a bucket, so equal inputs give equal files.
 
     The rows are written to a local file first: whatever is wrong with the grades is found before labels/ is touched.

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError, TaskError
+from firewall_ray.job import StageResult
 from firewall_ray.schemas import QUERIES, SPLITS
 from firewall_ray.tasks import Query, get_task
 
@@ -25,9 +26,7 @@ logger = logging.getLogger("firewall_ray")
 Group = tuple[str, str]  # (task, split)
 
 
-def run_prepare_queries(
-    config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False
-) -> dict[str, Any]:
+def run_prepare_queries(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> StageResult:
     """Write queries/ from the tasks that the config names.
 
     The tasks are read twice: first to check and count every row, so that nothing is written, or deleted, for bad input.

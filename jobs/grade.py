@@ -7,7 +7,7 @@ import typer
 from firewall_ray.grading import run_grading
 from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
 
-ModelOption = Annotated[list[str] | None, typer.Option("--model", help="Key in the config's models. Repeatable. None: the pair.")]
+ModelOption = Annotated[list[str] | None, typer.Option("--model", help="Key in `models`; repeatable. The pair by default.")]
 
 
 def main(
@@ -20,7 +20,8 @@ def main(
 ) -> None:
     """Grade every completion of the models' samples by the rules of their tasks."""
     with job("grade", config, root, set_, needs_ray=True) as context:
-        context.report(run_grading(context.config, context.store, models=model or (), limit=limit, force=force))
+        for result in run_grading(context.config, context.store, models=model, limit=limit, force=force):
+            context.report(result)
 
 
 if __name__ == "__main__":
