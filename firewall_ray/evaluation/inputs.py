@@ -154,6 +154,6 @@ def _check_unique(query_ids: pa.ChunkedArray, where: str) -> None:
     if len(repeated):
         example = repeated[0].as_py()
         raise ArtifactError(
-            f"{where}: query_id {example['values']!r} comes {example['counts']} times, must come once ({len(repeated)} ids repeat). "
-            "Remove the repeated rows; two files of the same run in one folder are the usual cause."
+            f"{where}: query_id {example['values']!r} comes {example['counts']} times, must come once ({len(repeated)} repeat): "
+            "remove the repeated rows. Two files of the same run in one folder are the usual cause."
         )

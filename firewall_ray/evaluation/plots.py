@@ -6,6 +6,7 @@ the light and the dark page.
 
 import io
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -67,7 +68,7 @@ def svg(figure: Figure) -> str:
     return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
 
 
-def by_apgr(report: Report, task: str) -> list[str]:
+def by_apgr(report: Mapping[str, Any], task: str) -> list[str]:
     """The routers measured on a task (baselines left out), best APGR first, undefined ones last."""
     measured = [name for name in report["bins"] if task in report["routers"][name]]
 
@@ -90,9 +91,15 @@ def _cost_quality(report: Report, task: str) -> Figure:
         low, high = (np.array(best[key], dtype=float) for key in ("low", "high"))
         axes.fill_between(best["strong_fraction"], low, high, color=colours[ranked[0]], alpha=0.16, linewidth=0)
     for i, name in enumerate(ranked):
-        style = {"linewidth": 2.2 if i == 0 else 1.6, "marker": "o", "markersize": 3, "zorder": 3 if i == 0 else 2}
         axes.plot(
-            curves[name]["strong_fraction"], _floats(curves[name]["pass_rate"]), color=colours[name], label=f" {name}", **style
+            curves[name]["strong_fraction"],
+            _floats(curves[name]["pass_rate"]),
+            color=colours[name],
+            label=f" {name}",  # a label that starts with an underscore would be left out
+            linewidth=2.2 if i == 0 else 1.6,
+            zorder=3 if i == 0 else 2,
+            marker="o",
+            markersize=3,
         )
     for name, line in (("oracle", ":"), ("random", "--")):
         if name in curves and name not in ranked:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from firewall_ray import policy
 from firewall_ray.artifacts import ArtifactStore, Dataset, versions
 from firewall_ray.baselines.trivial import oracle_p_weak
-from firewall_ray.config import EvaluationConfig, RunConfig
+from firewall_ray.config import RunConfig
 from firewall_ray.evaluation import html, plots
 from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores, router_names, scores_label
@@ -86,7 +86,7 @@ def build_report(config: RunConfig, queries: LabelledQueries, routers: list[Rout
         "thresholds": {},
         "bins": {},
         "notices": [
-            f"{router.name} has no scores for {', '.join(sorted(set(tasks) - router.tasks))}; its figures for all tasks cover the rest."
+            f"{router.name} has no scores for {', '.join(sorted(set(tasks) - router.tasks))}: 'all' means the other tasks for it."
             for router in routers
             if len(router.tasks) < len(tasks)
         ],

@@ -1,42 +1,50 @@
-"""The report as a table in the terminal: what a pipeline run ends with."""
+"""The report as a table in the terminal: what a pipeline run ends with. It fits 80 columns."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from firewall_ray.evaluation.plots import by_apgr
+
+PERCENTS = (20, 50, 80)
 
 
 def print_table(report: Mapping[str, Any], console: Console, task: str = "all") -> None:
     """Router by router, best first: APGR with its interval, pass rate at 20/50/80% strong, CPT 20/50/80; baselines below."""
-    confidence = report["settings"]["confidence"]
-    table = Table(title=f"{_title(task)}: {report['settings']['num_queries']:,} test queries", title_justify="left")
+    metrics_of = report["routers"]
+    ranked = by_apgr(report, task)
+    num_queries = metrics_of["oracle"][task]["num_queries"]
+    table = Table(
+        title=Text(f"{'All tasks' if task == 'all' else task}: {num_queries:,} test queries"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("router", overflow="fold")
-    table.add_column(f"APGR [{confidence:.0%} interval]".replace("[", r"\["), justify="right", no_wrap=True)
-    for percent in (20, 50, 80):
-        table.add_column(f"pass rate\nat {percent}%", justify="right")
-    table.add_column("CPT 20/50/80", justify="right", no_wrap=True)
-    ranked = by_apgr(dict(report), task)
-    for name in ranked:
-        _add_row(table, name, report["routers"][name][task])
+    table.add_column(Text(f"APGR\n[{report['settings']['confidence']:.0%} interval]"), justify="right", no_wrap=True)
+    table.add_column("pass rate, %\nat 20 / 50 / 80% strong", justify="right", no_wrap=True)
+    table.add_column("CPT, %\n20 / 50 / 80", justify="right", no_wrap=True)
+
+    def add(name: str, style: str = "") -> None:
+        metrics = metrics_of[name][task]
+        apgr = metrics["apgr"]
+        interval = f"{number(apgr['value'])} [{number(apgr['low'])}, {number(apgr['high'])}]"
+        rates = [metrics[f"pass_rate_{percent}"]["value"] for percent in PERCENTS]
+        cpts = [metrics[f"cpt_{percent}"]["value"] for percent in PERCENTS]
+        table.add_row(Text(name), Text(interval), _joined(rates, 1), _joined(cpts, 0), style=style)  # Text: names are no markup
+
+    for i, name in enumerate(ranked):
+        add(name, "bold" if i == 0 else "")
     table.add_section()
     for name in [name for name in ("random", "oracle") if name not in ranked]:
-        _add_row(table, name, report["routers"][name][task])
+        add(name, "dim")
     for role in ("weak", "strong"):
         model = report["pair"][role]
-        rate = percent_text(report["models"][model][task]["pass_rate"])
-        table.add_row(f"always {model}", "", rate, rate, rate, "")
+        table.add_row(Text(f"always {model}"), "", _joined([report["models"][model][task]["pass_rate"]] * 3, 1), "", style="dim")
     console.print(table)
-
-
-def _add_row(table: Table, name: str, metrics: Mapping[str, Any]) -> None:
-    apgr = metrics["apgr"]
-    interval = rf"{number(apgr['value'])} \[{number(apgr['low'])}, {number(apgr['high'])}]"
-    rates = [percent_text(metrics[f"pass_rate_{percent}"]["value"]) for percent in (20, 50, 80)]
-    cpt = " / ".join(percent_text(metrics[f"cpt_{percent}"]["value"], digits=0) for percent in (20, 50, 80))
-    table.add_row(name, interval, *rates, cpt)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -48,5 +56,5 @@ def percent_text(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}%}"
 
 
-def _title(task: str) -> str:
-    return "All tasks" if task == "all" else task
+def _joined(rates: list[float | None], digits: int) -> str:
+    return " / ".join(percent_text(rate, digits).removesuffix("%") for rate in rates)

@@ -1,0 +1,360 @@
+import json
+import re
+import subprocess
+import sys
+import warnings
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import RunConfig
+from firewall_ray.errors import ArtifactError, ArtifactMissing
+from firewall_ray.evaluation.bins import binned
+from firewall_ray.evaluation.metrics import METRICS, UndefinedMetricWarning, evaluate
+from firewall_ray.evaluation.report import load_report, run_report
+from firewall_ray.evaluation.table import print_table
+from firewall_ray.schemas import LABELS, SCORES
+
+NUM = 240  # queries a task: half validation, half test
+
+
+def labels_table(tasks: tuple[str, ...] = ("sums",), gap: float = 0.4, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    size = NUM * len(tasks)
+    weak = rng.binomial(8, 0.3, size) / 8
+    strong = np.clip(weak + gap * (rng.random(size) < 0.6), 0, 1)
+    columns: dict[str, Any] = {
+        "query_id": [f"q{i:04d}" for i in rng.permutation(size)],
+        "task": np.repeat(tasks, NUM),
+        "split": np.tile(["validation", "test"], size // 2),
+        "prompt": [f"Question: {i}\nAnswer: " for i in range(size)],
+        "num_samples": np.full(size, 8),
+        "pass_rate_weak": weak,
+        "pass_rate_strong": strong,
+        "greedy_weak": weak > 0.5,
+        "greedy_strong": strong > 0.5,
+    }
+    label = 1 - (1 - weak) * strong
+    return pa.table({field.name: pa.array(columns.get(field.name, label)).cast(field.type, safe=False) for field in LABELS}, LABELS)
+
+
+def scores_table(labels: pa.Table, noise: float = 0.2, seed: int = 0) -> pa.Table:
+    p_weak = np.clip(labels["soft_block"].to_numpy() + np.random.default_rng(seed).normal(0, noise, len(labels)), 0, 1)
+    return pa.table({"query_id": labels["query_id"], "p_weak": p_weak.astype(np.float32)}, SCORES)
+
+
+def write(root: Path, labels: pa.Table, **scores: pa.Table) -> ArtifactStore:
+    for folder, table in {"labels": labels, **{f"scores/{name}": table for name, table in scores.items()}}.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, root / folder / "somebody-elses-name.parquet")
+    return ArtifactStore(str(root))
+
+
+def config(root: Path, **evaluation: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "root": str(root),
+            "queries": {"tasks": {"tiny_world": {}}},
+            "models": {"small": {"path": "a"}, "large": {"path": "b"}},
+            "pair": {"weak": "small", "strong": "large"},
+            "evaluation": {"num_bootstrap": 100, **evaluation},
+        }
+    )
+
+
+def strict_json(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not strict JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def two_tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("two_tasks")
+    labels = labels_table(("sums", "facts"))
+    store = write(root, labels, soft_block=scores_table(labels), noisy=scores_table(labels, 1.0, 1))
+    run_report(config(root), store)
+    return root, labels, strict_json((root / "report" / "report.json").read_text())
+
+
+def test_the_contracts_keys_are_there_for_every_task_and_all(two_tasks: tuple) -> None:
+    _, _, report = two_tasks
+    assert set(report["models"]) == {"small", "large"}
+    for of_task in report["models"].values():
+        assert set(of_task) == {"all", "sums", "facts"}
+    for name in ("soft_block", "noisy", "random", "oracle"):
+        assert set(report["routers"][name]) == {"all", "sums", "facts"}
+        for task, size in {"all": NUM, "sums": NUM // 2, "facts": NUM // 2}.items():
+            metrics = report["routers"][name][task]
+            assert metrics["num_queries"] == size
+            for metric in METRICS:
+                assert metrics[metric]["low"] <= metrics[metric]["high"]
+
+
+def test_the_numbers_are_those_of_the_metrics_on_the_test_split(two_tasks: tuple) -> None:
+    root, labels, report = two_tasks
+    test = labels.to_pandas().query("split == 'test'").merge(pq.read_table(root / "scores" / "noisy").to_pandas(), on="query_id")
+    for task, rows in {"all": test, "facts": test.query("task == 'facts'")}.items():
+        expected = evaluate(rows["p_weak"], rows["pass_rate_weak"], rows["pass_rate_strong"], rows["prompt"].tolist())
+        found = {metric: report["routers"]["noisy"][task][metric]["value"] for metric in METRICS}
+        assert found == pytest.approx(expected, abs=1e-9)
+        assert report["models"]["small"][task]["pass_rate"] == pytest.approx(rows["pass_rate_weak"].mean())
+        assert report["models"]["large"][task]["pass_rate"] == pytest.approx(rows["pass_rate_strong"].mean())
+
+
+def test_random_is_exact_and_the_oracle_above_every_router(two_tasks: tuple) -> None:
+    _, _, report = two_tasks
+    apgr = {name: report["routers"][name]["all"]["apgr"]["value"] for name in report["routers"]}
+    assert apgr["random"] == pytest.approx(0.5)
+    assert apgr["oracle"] >= max(apgr["soft_block"], apgr["noisy"])
+    assert report["routers"]["random"]["all"]["cpt_50"]["value"] == pytest.approx(0.5)
+
+
+def test_the_second_router_is_compared_with_the_first_design_of_the_config(two_tasks: tuple) -> None:
+    _, _, report = two_tasks
+    assert report["comparisons"]["reference"] == "soft_block"
+    difference = report["comparisons"]["differences"]["noisy"]["all"]["apgr"]
+    routers = report["routers"]
+    expected = routers["noisy"]["all"]["apgr"]["value"] - routers["soft_block"]["all"]["apgr"]["value"]
+    assert difference["value"] == pytest.approx(expected)
+    assert difference["high"] < 0
+
+
+def test_thresholds_are_calibrated_on_validation_and_checked_on_test(two_tasks: tuple) -> None:
+    _, _, report = two_tasks
+    table = report["thresholds"]["soft_block"]
+    assert (table["calibrated_on"], table["num_calibration"]) == ("validation", NUM)
+    assert [row["strong_fraction"] for row in table["rows"]] == pytest.approx(np.arange(1, 10) / 10)
+    for row in table["rows"]:
+        # Two samples of 240: the share's sd is at most sqrt(0.25 / 240 * 2) = 0.046.
+        assert row["realised_fraction"] == pytest.approx(row["strong_fraction"], abs=0.18)
+
+
+def test_bins_hold_every_query_once(two_tasks: tuple) -> None:
+    _, _, report = two_tasks
+    for router in ("soft_block", "noisy"):
+        assert sum(row["num_queries"] for row in report["bins"][router]["rows"]) == NUM
+
+
+def test_bins_by_hand() -> None:
+    rows = binned(
+        p_weak=np.array([0.0, 0.4, 0.5, 1.0]),
+        pass_rate_weak=np.array([0.0, 0.5, 1.0, 1.0]),
+        pass_rate_strong=np.array([1.0, 1.0, 0.5, 1.0]),
+        label=np.array([0.0, 0.5, 1.0, 1.0]),
+        num_bins=2,
+    )
+    # [0, 0.5) holds the first two, [0.5, 1] the others: gains (1 + 0.5) / 2 and (-0.5 + 0) / 2.
+    assert [row["num_queries"] for row in rows] == [2, 2]
+    assert [row["gain"] for row in rows] == pytest.approx([0.75, -0.25])
+    assert [row["p_weak"] for row in rows] == pytest.approx([0.2, 0.75])
+
+
+def test_bins_of_scores_that_are_no_probabilities_span_their_range() -> None:
+    rows = binned(np.array([-3.0, 7.0]), np.zeros(2), np.ones(2), np.zeros(2), num_bins=10)
+    assert (rows[0]["low"], rows[-1]["high"]) == (-3, 7)
+    assert (rows[0]["num_queries"], rows[-1]["num_queries"]) == (1, 1)
+
+
+class Outside(HTMLParser):
+    """Collects what a page would fetch, and whether its tags are balanced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [
+            value or "" for name, value in attrs if name in ("src", "href", "data") and not (value or "").startswith("#")
+        ]
+        self.fetched += [tag] if tag in ("script", "link", "iframe") else []
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_self_contained_whole_and_has_every_router(two_tasks: tuple) -> None:
+    root, _, report = two_tasks
+    page = (root / "report" / "report.html").read_text()
+    outside = Outside()
+    outside.feed(page)
+    assert outside.fetched == []
+    assert outside.open == []
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    for name in report["routers"]:
+        assert name in page
+    assert f"{report['routers']['noisy']['all']['apgr']['value']:.3f}" in page
+    assert "prefers-color-scheme: dark" in page
+    for name in ("cost_quality", "cost_quality_sums", "cost_quality_facts", "bins_soft_block", "bins_noisy"):
+        assert (root / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_in_the_terminal_names_every_router(two_tasks: tuple) -> None:
+    _, _, report = two_tasks
+    out = StringIO()
+    print_table(report, Console(file=out, width=80))
+    text = out.getvalue()
+    metrics = report["routers"]["soft_block"]["all"]
+    assert f"{metrics['apgr']['value']:.3f} [{metrics['apgr']['low']:.3f}, {metrics['apgr']['high']:.3f}]" in text
+    rates, cpts = ([metrics[f"{kind}_{percent}"]["value"] for percent in (20, 50, 80)] for kind in ("pass_rate", "cpt"))
+    assert " / ".join(f"{100 * rate:.1f}" for rate in rates) in text
+    assert " / ".join(f"{100 * cpt:.0f}" for cpt in cpts) in text
+    for row in ("noisy", "random", "oracle", "always small", "always large"):
+        assert row in text
+
+
+def test_a_finished_report_is_reused_until_an_input_or_setting_changes(tmp_path: Path) -> None:
+    labels = labels_table()
+    store = write(tmp_path, labels, soft_block=scores_table(labels))
+    assert run_report(config(tmp_path), store)["action"] == "run"
+    assert run_report(config(tmp_path), store)["action"] == "skip"
+    assert run_report(config(tmp_path, seed=1), store)["action"] == "run"
+    write(tmp_path, labels, another=scores_table(labels, seed=2))
+    assert run_report(config(tmp_path, seed=1), store)["action"] == "run"
+    assert run_report(config(tmp_path, seed=1), store, force=True)["action"] == "run"
+    assert "another" in load_report(store.report())["routers"]
+
+
+def test_the_order_of_the_files_rows_changes_no_number(tmp_path: Path) -> None:
+    labels = labels_table()
+    tied = pa.table({"query_id": labels["query_id"], "p_weak": np.round(scores_table(labels)["p_weak"].to_numpy(), 1)}, SCORES)
+    rows = np.random.default_rng(9).permutation(len(labels))
+    reports = []
+    for name, (a, b) in {"one": (labels, tied), "two": (labels.take(rows), tied.take(rows[::-1].copy()))}.items():
+        store = write(tmp_path / name, a, soft_block=b)
+        run_report(config(tmp_path), store)
+        reports.append({key: load_report(store.report())[key] for key in ("models", "routers", "thresholds", "bins", "curves")})
+    assert reports[0] == reports[1]
+
+
+def test_scored_queries_without_a_label_are_ignored(tmp_path: Path) -> None:
+    labels = labels_table()
+    extra = pa.table({"query_id": ["failed to generate"], "p_weak": pa.array([0.5], pa.float32())}, SCORES)
+    store = write(tmp_path, labels, soft_block=pa.concat_tables([scores_table(labels), extra]))
+    run_report(config(tmp_path), store)
+    assert load_report(store.report())["routers"]["soft_block"]["all"]["num_queries"] == NUM // 2
+
+
+def test_a_router_without_a_task_is_left_out_of_it_with_a_notice(tmp_path: Path) -> None:
+    labels = labels_table(("sums", "facts"))
+    only_sums = scores_table(labels).filter(pa.array(labels["task"].to_numpy(zero_copy_only=False) == "sums"))
+    store = write(tmp_path, labels, soft_block=scores_table(labels), sums_only=only_sums)
+    run_report(config(tmp_path), store)
+    report = load_report(store.report())
+    assert "facts" not in report["routers"]["sums_only"]
+    assert report["routers"]["sums_only"]["all"]["num_queries"] == NUM // 2
+    assert report["routers"]["sums_only"]["all"]["apgr"] == report["routers"]["sums_only"]["sums"]["apgr"]
+    assert "all" not in report["comparisons"]["differences"]["sums_only"]  # other queries: not comparable
+    assert any("sums_only" in notice and "facts" in notice for notice in report["notices"])
+
+
+@pytest.mark.parametrize("gap", [0.0, -0.2])
+def test_no_gap_is_null_in_a_report_that_still_renders(tmp_path: Path, gap: float) -> None:
+    labels = labels_table(gap=gap)
+    store = write(tmp_path, labels, soft_block=scores_table(labels))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        run_report(config(tmp_path), store)
+    report = strict_json((tmp_path / "report" / "report.json").read_text())
+    metrics = report["routers"]["soft_block"]["all"]
+    assert metrics["apgr"]["value"] is metrics["cpt_50"]["value"] is None
+    assert metrics["pass_rate_50"]["value"] is not None
+    assert "no gap to recover" in (tmp_path / "report" / "report.html").read_text()
+    print_table(report, Console(file=StringIO()))
+
+
+def test_names_that_are_markup_elsewhere_are_shown_as_they_are(tmp_path: Path) -> None:
+    labels = labels_table(("<b>sums</b> & $x_1$",))
+    store = write(tmp_path, labels, **{"a$b^$[red]": scores_table(labels)})
+    run_report(config(tmp_path), store)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<b>sums" not in page
+    assert "a$b^$[red]" in page
+    out = StringIO()
+    print_table(load_report(store.report()), Console(file=out, width=80))
+    assert "a$b^$[red]" in out.getvalue()
+
+
+def test_limit_keeps_the_first_test_queries(tmp_path: Path) -> None:
+    labels = labels_table()
+    store = write(tmp_path, labels, soft_block=scores_table(labels))
+    assert run_report(config(tmp_path), store, limit=50)["queries"] == 50
+
+
+def broken(case: str, labels: pa.Table, scores: pa.Table) -> tuple[pa.Table, dict[str, pa.Table]]:
+    def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+        index = table.column_names.index(name)
+        return table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+
+    nan, rates = scores["p_weak"].to_numpy().copy(), labels["pass_rate_weak"].to_numpy().copy()
+    nan[7], rates[1] = np.nan, 1.5
+    return {
+        "no scores": (labels, {}),
+        "a part is missing": (labels, {"mine": scores[:-100]}),
+        "other queries": (labels, {"mine": with_column(scores, "query_id", [f"x{i}" for i in range(len(scores))])}),
+        "twice": (labels, {"mine": pa.concat_tables([scores, scores[:3]])}),
+        "not finite": (labels, {"mine": with_column(scores, "p_weak", nan)}),
+        "labels twice": (pa.concat_tables([labels, labels[:1]]), {"mine": scores}),
+        "rate": (with_column(labels, "pass_rate_weak", rates), {"mine": scores}),
+        "no test split": (with_column(labels, "split", ["train"] * len(labels)), {"mine": scores}),
+        "wrong column": (labels, {"mine": scores.rename_columns(["query_id", "score"])}),
+    }[case]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("no scores", "no router under"),
+        ("a part is missing", r"'mine'.* lacks 50 of the 120 labelled test queries of task 'sums'"),
+        ("other queries", "'mine'.* scores none of the 120"),
+        ("twice", r"'mine'.* comes 2 times.*3 repeat"),
+        ("not finite", "'mine'.* p_weak is nan for query q"),
+        ("labels twice", "labels: .* comes 2 times"),
+        ("rate", "'pass_rate_weak': 1.5 for query q"),
+        ("no test split", r"no query of split 'test' \(its splits: \['train'\]\)"),
+        ("wrong column", r"lacks the columns \['p_weak'\]"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_no_report(tmp_path: Path, case: str, message: str) -> None:
+    labels = labels_table()
+    labels, scores = broken(case, labels, scores_table(labels))
+    store = write(tmp_path, labels, **scores)
+    with pytest.raises((ArtifactError, ArtifactMissing), match=message):
+        run_report(config(tmp_path), store)
+    assert store.report().state() == "missing"
+
+
+def test_the_job_prints_the_table_and_one_json_line(tmp_path: Path) -> None:
+    labels = labels_table()
+    write(tmp_path / "root", labels, soft_block=scores_table(labels))
+    yaml = tmp_path / "run.yaml"
+    yaml.write_text(config(tmp_path).model_dump_json(exclude_defaults=True))
+    repository = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "jobs/report.py", "--config", str(yaml), "--root", str(tmp_path / "root")],
+        capture_output=True,
+        text=True,
+        cwd=repository,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert Path(result["stages"][0]["path"]).is_file()
+    assert "soft_block" in done.stderr
+    assert "APGR" in done.stderr
