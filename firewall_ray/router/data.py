@@ -1,0 +1,192 @@
+"""Labels to padded batches: what the router reads, in training and in prediction alike.
+
+Rows in: labels/ (prompt and one column a design). Rows out, through Ray Data: `input_ids`, the designs' columns, and what
+validation needs. Tokenising runs once, in Ray Data tasks; padding runs on the training workers, batch by batch.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+import torch
+from ray.data.collate_fn import ArrowBatchCollateFn
+from ray.train import DataConfig
+from transformers import PreTrainedTokenizerBase
+
+from firewall_ray.artifacts import Dataset
+from firewall_ray.config import BackboneConfig
+from firewall_ray.errors import LabelError
+from firewall_ray.router.model import load_tokenizer
+
+VALIDATION_COLUMNS = ("query_id", "pass_rate_weak", "pass_rate_strong")
+
+
+# Tokens --------------------------------------------------------------------------------------------------------------
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> tuple[list[list[int]], np.ndarray]:
+    """Token ids of each prompt, its first `max_length` at most, and which prompts were longer: bool, (num_prompts,).
+
+    A prompt without any token (the empty string, where the tokenizer adds none of its own) becomes one pad token, because
+    a network cannot read nothing.
+    """
+    whole = tokenizer(list(prompts), add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
+    truncated = np.array([len(ids) > max_length for ids in whole], dtype=bool)
+    if truncated.any():  # again and by the tokenizer, which knows how to keep its closing special tokens
+        long = np.flatnonzero(truncated)
+        cut = tokenizer([prompts[i] for i in long], truncation=True, max_length=max_length, return_attention_mask=False)
+        for i, ids in zip(long, cut["input_ids"], strict=True):
+            whole[i] = ids
+    return [ids or [tokenizer.pad_token_id] for ids in whole], truncated
+
+
+def pad(flat: np.ndarray, lengths: np.ndarray, pad_token_id: int, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded ids and their mask, both int64, (num_rows, longest rounded up to `multiple`).
+
+    flat: int, (sum of lengths,), the rows' ids one after another. lengths: int, (num_rows,), each at least 1.
+
+    >>> pad(np.array([5, 6, 7]), np.array([1, 2]), pad_token_id=0)[0]
+    tensor([[5, 0],
+            [6, 7]])
+    """
+    width = -(-int(lengths.max()) // multiple) * multiple
+    mask = np.arange(width) < lengths[:, None]
+    ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
+    ids[mask] = flat
+    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pad` for rows given as lists."""
+    lengths = np.array([len(row) for row in rows])
+    return pad(
+        np.fromiter((i for row in rows for i in row), dtype=np.int64, count=int(lengths.sum())), lengths, pad_token_id, multiple
+    )
+
+
+@dataclass
+class Collate(ArrowBatchCollateFn):
+    """An Arrow batch of labels to tensors: input_ids and attention_mask int64 (rows, longest), one float32 (rows,) a design.
+
+    `multiple`: GPUs multiply matrices faster whose sides are multiples of 8; a CPU does not care.
+    """
+
+    pad_token_id: int
+    designs: Sequence[str]
+    multiple: int = 1
+
+    def __call__(self, batch: pa.Table) -> dict[str, torch.Tensor]:
+        ids = batch["input_ids"]
+        lengths = pc.list_value_length(ids).to_numpy()
+        flat = pc.list_flatten(ids).to_numpy()
+        input_ids, attention_mask = pad(flat, lengths, self.pad_token_id, self.multiple)
+        labels = {design: torch.from_numpy(np.array(batch[design].to_numpy(), dtype=np.float32)) for design in self.designs}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **labels}
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+def check_labels(labels: Dataset, designs: Sequence[str], num_workers: int, limit: int | None) -> dict[str, int]:
+    """Rows of the train and validation splits, at most `limit` of each. Streams the columns; memory: one batch.
+
+    Raises LabelError where the splits are too small to train on, or a design cannot teach: a value outside [0, 1], or the
+    same value in every training row.
+    """
+    counts = {"train": 0, "validation": 0}
+    lowest, highest = dict.fromkeys(designs, np.inf), dict.fromkeys(designs, -np.inf)
+    for batch in labels.iter_batches(["split", *designs]):
+        for split in counts:
+            counts[split] += pc.sum(pc.equal(batch["split"], split)).as_py() or 0
+        is_train = pc.equal(batch["split"], "train")
+        for design in designs:
+            _check_range(labels, design, batch[design].to_numpy())
+            values = batch[design].filter(is_train).to_numpy()
+            lowest[design] = min(lowest[design], values.min(initial=np.inf))
+            highest[design] = max(highest[design], values.max(initial=-np.inf))
+    counts = {split: min(count, limit or count) for split, count in counts.items()}
+    if counts["train"] < num_workers:
+        raise LabelError(
+            f"labels: {labels.path} has {counts['train']} rows of the train split, but router.num_workers is {num_workers} and "
+            "each needs at least one. Add training queries (queries.tasks.*.num_train), or lower router.num_workers."
+        )
+    if counts["validation"] == 0:
+        raise LabelError(
+            f"labels: {labels.path} has no rows of the validation split, which chooses the best epoch and calibrates the "
+            "thresholds. Give the run some: queries.tasks.*.num_validation."
+        )
+    for design in designs:
+        if lowest[design] == highest[design]:
+            raise LabelError(
+                f"labels: column {design!r} is {lowest[design]:g} in every training row of {labels.path}, so there is nothing to "
+                "learn. The two models do not differ on these queries: choose another pair, more queries, or another design."
+            )
+    return counts
+
+
+def _check_range(labels: Dataset, design: str, values: np.ndarray) -> None:
+    outside = ~((values >= 0) & (values <= 1))  # NaN lies outside too
+    if outside.any():
+        raise LabelError(
+            f"labels: column {design!r} of {labels.path} holds {values[outside][0]}; labels are probabilities in [0, 1]. "
+            "Make them again: python jobs/label.py --config FILE --force"
+        )
+
+
+def read_split(
+    labels: Dataset, split: str, columns: Sequence[str], backbone: BackboneConfig, max_length: int, limit: int | None
+) -> ray.data.Dataset:
+    """The tokenised rows of one split, in the files' order: `input_ids` and `columns`. Lazy."""
+    wanted = list(dict.fromkeys(["split", "prompt", *columns]))
+    rows = ray.data.read_parquet(labels.files(), filesystem=labels.filesystem, columns=wanted, file_extensions=None)
+    rows.context.execution_options.preserve_order = True  # so that limit, shuffle and shards repeat
+    rows = rows.filter(expr=ray.data.expressions.col("split") == split)
+    if limit is not None:
+        rows = rows.limit(limit)
+    settings = {"backbone": backbone, "max_length": max_length, "columns": tuple(columns)}
+    return rows.map_batches(_tokenize, fn_kwargs=settings, batch_format="pyarrow", zero_copy_batch=True)
+
+
+def _tokenize(batch: pa.Table, backbone: BackboneConfig, max_length: int, columns: Iterable[str]) -> pa.Table:
+    """In a Ray Data task, once a batch."""
+    ids, _ = encode(_cached_tokenizer(backbone), batch["prompt"].to_pylist(), max_length)
+    return batch.select(list(columns)).append_column("input_ids", pa.array(ids, pa.list_(pa.int32())))
+
+
+@lru_cache(maxsize=1)
+def _cached_tokenizer(backbone: BackboneConfig) -> PreTrainedTokenizerBase:
+    return load_tokenizer(backbone)
+
+
+class FixedShards(DataConfig):
+    """Gives every worker its own equal part of `train` for the whole run, and all of `validation`.
+
+    Ray's default splits the stream anew each epoch through one coordinator: 0.1 to 0.5 s an epoch, rows that move between
+    workers from run to run. Labels are small once tokenised (4 bytes a token) and are shuffled before they are split, so
+    fixed parts cost nothing and a run can be repeated. Equal parts, because workers that take different numbers of
+    steps wait for each other forever: the at most num_workers - 1 rows that are left over are not trained on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(datasets_to_split=["train"])
+
+    def configure(
+        self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """Ray Train calls this for one dataset at a time. Returns the iterators of each worker."""
+        parts = {
+            name: dataset.split(world_size, equal=True) if name == "train" else [dataset] * world_size
+            for name, dataset in datasets.items()
+        }
+        return [{name: part[rank].iterator() for name, part in parts.items()} for rank in range(world_size)]
+
+
+def columns_of(rows: Iterable[pa.Table]) -> dict[str, Any]:
+    """Whole columns of a small dataset as numpy arrays, sorted by query_id so that every worker sees the same order."""
+    table = pa.concat_tables(rows).sort_by("query_id")
+    return {name: table[name].to_pylist() if name == "input_ids" else table[name].to_numpy() for name in table.column_names}

@@ -1,0 +1,154 @@
+"""Labels to routers: Ray Train + DeepSpeed, one Hugging Face folder with a card for each label design.
+
+Runs in the driver; `loop.py` runs on the workers. All designs are trained by one Ray Train run. A worker's death costs at
+most one epoch; when the driver dies, the same command goes on from the last checkpoint.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import ray.train
+from pyarrow import fs as pafs
+from ray.train.torch import TorchTrainer
+
+from firewall_ray.artifacts import ArtifactStore, Dataset, fingerprint
+from firewall_ray.config import RouterConfig, RunConfig, model_path
+from firewall_ray.errors import ConfigError, FirewallRayError, SystemFailure
+from firewall_ray.router.card import TRAINED_FILE, write_card
+from firewall_ray.router.data import VALIDATION_COLUMNS, FixedShards, check_labels, read_split
+from firewall_ray.router.loop import TrainSpec, train_loop
+from firewall_ray.router.model import load_tokenizer, network_config
+
+CHECKPOINTS_FOLDER = "_router_training"  # under ROOT; a run's folder is deleted once its routers are finished
+
+logger = logging.getLogger("firewall_ray")
+StageResult = dict[str, Any]
+
+
+def run_training(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> StageResult:
+    """Train the router of every design in `config.router.designs` that is not finished yet.
+
+    limit: at most so many rows of the train split, and of the validation split. Raises LabelError where the labels cannot
+    teach a design, ModelError or ConfigError where the backbone cannot be used, SystemFailure where workers died more often
+    than `router.max_failures`.
+    """
+    router = _for_workers(config.router)
+    labels = store.labels().require(["query_id", "split", "prompt", *VALIDATION_COLUMNS, *router.designs])
+    shared = {
+        "router": config.router.model_dump(mode="json", exclude={"designs", "max_failures"}),
+        "pair": config.pair.model_dump(),
+        "labels": labels.identity(),
+        "limit": limit,
+    }
+    actions = {
+        design: store.router(design).plan({"design": design, **shared}, force=force, costly=True) for design in router.designs
+    }
+    wanted = [design for design, action in actions.items() if action != "skip"]
+    result = {"stage": "train_router", "path": f"{store.base}/routers", "routers": list(router.designs)}
+    if not wanted:
+        return {**result, "action": "skip", "num_trained": 0}
+
+    counts = check_labels(labels, wanted, router.num_workers, limit)
+    network_config(router, load_tokenizer(router.backbone))  # refuses a wrong backbone before anything is begun
+    checkpoints = f"{store.base}/{CHECKPOINTS_FOLDER}/{fingerprint(shared)}"
+    if force:
+        _delete_folder(store.filesystem, checkpoints)
+    for design in wanted:
+        store.router(design).begin({"design": design, **shared}, keep_files=actions[design] == "resume")
+    untrained = [design for design in wanted if not _is_trained(store.router(design))]
+    if untrained:
+        _train(TrainSpec(store, router, tuple(untrained), counts["train"]), labels, checkpoints, limit)
+    for design in wanted:
+        write_card(config, design, store.router(design), counts)
+        store.router(design).finish(config.model_dump(mode="json"), counts)
+    _delete_folder(store.filesystem, checkpoints)
+    action = "resume" if "resume" in actions.values() else "run"
+    return {**result, "action": action, "num_trained": len(wanted), **{f"num_{split}": n for split, n in counts.items()}}
+
+
+def _for_workers(router: RouterConfig) -> RouterConfig:
+    """The router's config with absolute paths: workers run in another folder. Raises ConfigError where it cannot be split."""
+    if router.batch_size % router.num_workers:
+        raise ConfigError(
+            f"router.batch_size is {router.batch_size} over all workers, which {router.num_workers} workers cannot share "
+            f"equally. Set it to a multiple of router.num_workers, such as "
+            f"{-(-router.batch_size // router.num_workers) * router.num_workers}."
+        )
+    paths = {name: model_path(path) for name in ("path", "tokenizer") if (path := getattr(router.backbone, name)) is not None}
+    return router.model_copy(update={"backbone": router.backbone.model_copy(update=paths)})
+
+
+def _train(spec: TrainSpec, labels: Dataset, checkpoints: str, limit: int | None) -> None:
+    """One Ray Train run over all of the spec's designs. Blocks until it is done."""
+    router = spec.router
+    _warn_of_missing_resources(router)
+    folder, name = checkpoints.rsplit("/", 1)
+    logger.info("training %s on %d rows with %d workers", ", ".join(spec.designs), spec.num_train, router.num_workers)
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"spec": spec},
+        datasets=_datasets(router, labels, spec.designs, limit),
+        dataset_config=FixedShards(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=router.num_workers,
+            use_gpu=router.device == "gpu",
+            resources_per_worker={"CPU": 1, "GPU": 1} if router.device == "gpu" else {"CPU": 1},
+            accelerator_type=router.accelerator_type,
+        ),
+        # The same name and storage_path as a run that was cut off: Ray Train goes on from its last checkpoint.
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=folder,
+            storage_filesystem=spec.store.filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=router.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as e:
+        failures = getattr(e, "worker_failures", {})
+        for failure in failures.values():
+            cause = getattr(failure, "_base_exc", failure)
+            if isinstance(cause, FirewallRayError):
+                raise cause from e
+        raise SystemFailure(
+            f"Training failed for good after router.max_failures = {router.max_failures} restarts: "
+            f"{str(e).strip().splitlines()[-1]} Run the same command again to go on from the last checkpoint."
+        ) from e
+
+
+def _datasets(router: RouterConfig, labels: Dataset, designs: Sequence[str], limit: int | None) -> dict[str, ray.data.Dataset]:
+    """Tokenised once, kept in the object store (4 bytes a token), and read from there in every epoch of every design."""
+    train = read_split(labels, "train", designs, router.backbone, router.max_length, limit)
+    columns = [*VALIDATION_COLUMNS, *designs]
+    validation = read_split(labels, "validation", columns, router.backbone, router.max_length, limit)
+    # Files lie task by task; parts of them must not.
+    return {"train": train.random_shuffle(seed=router.seed).materialize(), "validation": validation.materialize()}
+
+
+def _is_trained(dataset: Dataset) -> bool:
+    return dataset.filesystem.get_file_info(f"{dataset.path}/{TRAINED_FILE}").type == pafs.FileType.File
+
+
+def _delete_folder(filesystem: pafs.FileSystem, path: str) -> None:
+    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
+def _warn_of_missing_resources(router: RouterConfig) -> None:
+    """Ray waits for resources that an autoscaler may still bring; a person should know what it waits for."""
+    kind = "GPU" if router.device == "gpu" else "CPU"
+    there = ray.cluster_resources().get(kind, 0)
+    if there < router.num_workers:
+        logger.warning(
+            "training asks for %d %ss (router.num_workers, router.device), the cluster has %d now: waiting for more. Without an "
+            "autoscaler, stop and set router.num_workers=%d%s.",
+            router.num_workers,
+            kind,
+            there,
+            max(1, there),
+            "" if there else " and router.device=cpu",
+        )

@@ -1,0 +1,59 @@
+"""Validation on the training workers: every query once, whatever the number of workers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from firewall_ray.router.data import pad_rows
+
+
+@torch.no_grad()
+def validation_logits(engine: deepspeed.DeepSpeedEngine, ids: list[list[int]], pad_token_id: int, batch_size: int) -> np.ndarray:
+    """The logit of each row, float64, (num_rows,), the same on every worker. `ids` must be in the same order on all.
+
+    Each worker takes every num_workers-th row, by length. All run the same number of batches, the last of them perhaps on a
+    row that does not count, because under ZeRO 3 a forward pass waits for the others.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
+    mine = order[rank::world]
+    logits = torch.zeros(len(ids), dtype=torch.float64 if engine.device.type == "cpu" else torch.float32, device=engine.device)
+    engine.eval()
+    for start in range(0, -(-len(ids) // world), batch_size):
+        rows = mine[start : start + batch_size]
+        input_ids, mask = pad_rows([ids[i] for i in rows or order[:1]], pad_token_id)
+        output = engine(input_ids=input_ids.to(engine.device), attention_mask=mask.to(engine.device)).logits[:, 0]
+        if rows:
+            logits[rows] = output.to(logits.dtype)
+    engine.train()
+    dist.all_reduce(logits)  # the sum: every row was filled in by one worker and is 0 on the others
+    return logits.double().cpu().numpy()
+
+
+def bce(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean binary cross-entropy of sigmoid(logits) against soft labels (paper Eq. 2), stable for any logit.
+
+    >>> round(bce(np.array([0.0, 0.0]), np.array([0.25, 1.0])), 4)  # ln 2
+    0.6931
+    """
+    return float(np.mean(np.logaddexp(0, logits) - labels * logits))
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def validation_metrics(logits: np.ndarray, validation: Mapping[str, Any], design: str, seed: int) -> dict[str, float]:
+    """BCE against the design's labels, and the APGR that routing by these scores would have."""
+    from firewall_ray.evaluation.metrics import apgr
+
+    return {
+        "validation_bce": bce(logits, validation[design]),
+        "validation_apgr": apgr(
+            sigmoid(logits), validation["pass_rate_weak"], validation["pass_rate_strong"], list(validation["query_id"]), seed=seed
+        ),
+    }
