@@ -199,13 +199,12 @@ class Dataset:
         return "run"
 
     def begin(self, settings: Mapping[str, Any], *, keep_files: bool = False) -> None:
-        """Clear the folder (unless resuming: `keep_files`), and leave the start marker."""
+        """Leave the start marker, and clear the folder (unless resuming: `keep_files`).
+
+        In this order, so that whenever it is interrupted, the folder reads as finished and whole, or as unfinished.
+        """
         with _storage_errors(f"write {self.path}"):
-            if not keep_files and self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory:
-                self.filesystem.delete_dir_contents(self.path)
             self.filesystem.create_dir(self.path, recursive=True)
-            if self._exists(MANIFEST):
-                self.filesystem.delete_file(f"{self.path}/{MANIFEST}")
             self._write_json(
                 STARTED,
                 {
@@ -216,6 +215,13 @@ class Dataset:
                     "versions": versions(),
                 },
             )
+            if self._exists(MANIFEST):
+                self.filesystem.delete_file(f"{self.path}/{MANIFEST}")
+            for info in [] if keep_files else self.filesystem.get_file_info(pafs.FileSelector(self.path)):
+                if info.type == pafs.FileType.Directory:
+                    self.filesystem.delete_dir(info.path)
+                elif info.base_name != STARTED:
+                    self.filesystem.delete_file(info.path)
 
     def finish(self, config: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest: from here on the dataset exists. `config` is the run's resolved config, for the record."""
