@@ -66,7 +66,7 @@ def bootstrap_curves(
     """
     weak, strong = np.asarray(pass_rate_weak, dtype=np.float64), np.asarray(pass_rate_strong, dtype=np.float64)
     num_queries = len(weak)
-    draws, shuffles = (np.random.default_rng(child) for child in np.random.SeedSequence(abs(seed)).spawn(2))
+    draws, shuffles = (np.random.default_rng(child) for child in np.random.SeedSequence([seed < 0, abs(seed)]).spawn(2))
     curves = {name: np.empty((num_resamples, len(FRACTIONS))) for name in orders}
     for b in range(num_resamples):
         counts = np.bincount(draws.integers(num_queries, size=num_queries), minlength=num_queries)

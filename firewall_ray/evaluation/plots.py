@@ -135,13 +135,14 @@ def _bins(report: Report, router: str) -> Figure:
     left.set_title(f"{router}: pass rate and gain by predicted p_weak")
     label = report["bins"][router]["label"]
     low, high = rows[0]["low"], rows[-1]["high"]
-    right.plot([low, high], [low, high], "--", color=INK, linewidth=1, label="perfectly calibrated")
+    if low >= 0 and high <= 1:  # other scores rank, but are no probabilities
+        right.plot([low, high], [low, high], "--", color=INK, linewidth=1, label="perfectly calibrated")
+        right.legend(loc="upper left", fontsize=9)
     counts = np.array([row["num_queries"] for row in rows])
     sizes = 12 + 160 * counts / counts.max()
     right.scatter(_floats([r["p_weak"] for r in rows]), _floats([r["label"] for r in rows]), s=sizes, color=STRONG, alpha=0.75)
     right.set(xlabel="mean predicted p_weak", ylabel=f"mean {label}", xlim=(low, high), ylim=(-0.03, 1.05))
     right.set_title("Calibration (area: queries)")
-    right.legend(loc="upper left", fontsize=9)
     return figure
 
 

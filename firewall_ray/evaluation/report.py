@@ -6,6 +6,7 @@ Rows in: labels/ and scores/<router>/, whoever wrote them; test split. Runs in t
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -59,7 +60,8 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
     figures = plots.draw(report)
     dataset.begin(settings)
     for name, figure in figures.items():
-        dataset.write_bytes(f"{name}.png", plots.png(figure))
+        file_name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)  # foreign tasks may be called anything
+        dataset.write_bytes(f"{file_name}.png", plots.png(figure))
     page = html.render(report, {name: plots.svg(figure) for name, figure in figures.items()})
     dataset.write_bytes("report.html", page.encode())
     dataset.write_bytes("report.json", json.dumps(report, indent=2, allow_nan=False).encode())
@@ -183,7 +185,8 @@ def _thresholds(queries: LabelledQueries, router: RouterScores, covered: NDArray
     p_weak, prompts = router.p_weak[rows], [queries.prompts[row] for row in rows]
     weak, strong = queries.pass_rate_weak[rows], queries.pass_rate_strong[rows]
     held_out = len(router.calibration) > 0
-    table = policy.QuantileTable.from_scores(router.calibration if held_out else p_weak)
+    calibration = router.calibration if held_out else p_weak
+    table = policy.QuantileTable.from_scores(calibration)
     gap = strong.mean() - weak.mean()
     found = []
     for fraction in FRACTIONS[1:-1]:
@@ -194,6 +197,7 @@ def _thresholds(queries: LabelledQueries, router: RouterScores, covered: NDArray
             {
                 "strong_fraction": threshold.strong_fraction,
                 "threshold": threshold.value,
+                "num_tied": int(np.sum(calibration == threshold.value)),
                 "tie_share": threshold.tie_share,
                 "realised_fraction": float(goes_strong.mean()),
                 "pass_rate": pass_rate,

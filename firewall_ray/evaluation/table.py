@@ -25,7 +25,7 @@ def print_table(report: Mapping[str, Any], console: Console, task: str = "all") 
     )
     table.add_column("router", overflow="fold")
     table.add_column(Text(f"APGR\n[{report['settings']['confidence']:.0%} interval]"), justify="right", no_wrap=True)
-    table.add_column("pass rate, %\nat 20 / 50 / 80% strong", justify="right", no_wrap=True)
+    table.add_column("pass rate, %\nat 20 / 50 / 80%", justify="right", no_wrap=True)
     table.add_column("CPT, %\n20 / 50 / 80", justify="right", no_wrap=True)
 
     def add(name: str, style: str = "") -> None:

@@ -119,9 +119,10 @@ def test_nothing_defined_gives_nan_bounds() -> None:
 
 def test_the_seed_repeats_an_interval() -> None:
     weak, strong, orders = np.zeros(30), np.linspace(0, 1, 30), {"a": np.arange(30), "random": None}
-    one, same, other = (bootstrap_curves(weak, strong, orders, 20, seed) for seed in (4, 4, 5))
+    one, same, other, negative = (bootstrap_curves(weak, strong, orders, 20, seed) for seed in (4, 4, 5, -4))
     assert all(np.array_equal(one[name], same[name]) for name in orders)
     assert not np.array_equal(one["a"], other["a"])
+    assert not np.array_equal(one["a"], negative["a"])
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 95, -0.5])

@@ -139,6 +139,20 @@ def test_thresholds_are_calibrated_on_validation_and_checked_on_test(two_tasks: 
         assert row["realised_fraction"] == pytest.approx(row["strong_fraction"], abs=0.18)
 
 
+def test_tied_scores_realise_the_target_and_the_table_says_how_many_are_tied(tmp_path: Path) -> None:
+    labels = labels_table(("sums", "facts", "codes"))
+    p_weak = np.resize(np.array([0.1] * 12 + [0.4] * 2 + [0.9] * 6), len(labels))
+    p_weak = p_weak[np.random.default_rng(0).permutation(len(labels))].astype(np.float32)
+    store = write(tmp_path, labels, tied=pa.table({"query_id": labels["query_id"], "p_weak": p_weak}, SCORES))
+    run_report(config(tmp_path, num_bootstrap=10), store)
+    row = next(row for row in load_report(store.report())["thresholds"]["tied"]["rows"] if row["strong_fraction"] == 0.5)
+    validation = p_weak[labels["split"].to_numpy(zero_copy_only=False) == "validation"]
+    assert row["num_tied"] == np.sum(validation == np.float32(0.1))
+    assert row["tie_share"] == pytest.approx(180 / row["num_tied"])  # half of 360 validation queries
+    # 360 test queries: the number of 0.1s and the hashes both vary; sd at most sqrt(0.25 / 360) * 2 = 0.053.
+    assert row["realised_fraction"] == pytest.approx(0.5, abs=0.15)
+
+
 def test_bins_hold_every_query_once(two_tasks: tuple) -> None:
     _, _, report = two_tasks
     for router in ("soft_block", "noisy"):
@@ -264,6 +278,24 @@ def test_a_router_without_a_task_is_left_out_of_it_with_a_notice(tmp_path: Path)
     assert any("sums_only" in notice and "facts" in notice for notice in report["notices"])
 
 
+def test_scores_that_are_no_probabilities_are_ranked_all_the_same(tmp_path: Path) -> None:
+    labels = labels_table()
+    scores = scores_table(labels)
+    logits = pa.table({"query_id": scores["query_id"], "p_weak": 40 * scores["p_weak"].to_numpy() - 30}, SCORES)
+    store = write(tmp_path, labels, soft_block=scores, as_logits=logits)
+    run_report(config(tmp_path), store)
+    routers = load_report(store.report())["routers"]
+    assert routers["as_logits"]["all"] == routers["soft_block"]["all"]
+
+
+def test_one_test_query_is_enough_for_a_report(tmp_path: Path) -> None:
+    labels = labels_table()
+    store = write(tmp_path, labels, soft_block=scores_table(labels))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        assert run_report(config(tmp_path), store, limit=1)["queries"] == 1
+
+
 @pytest.mark.parametrize("gap", [0.0, -0.2])
 def test_no_gap_is_null_in_a_report_that_still_renders(tmp_path: Path, gap: float) -> None:
     labels = labels_table(gap=gap)
@@ -280,7 +312,7 @@ def test_no_gap_is_null_in_a_report_that_still_renders(tmp_path: Path, gap: floa
 
 
 def test_names_that_are_markup_elsewhere_are_shown_as_they_are(tmp_path: Path) -> None:
-    labels = labels_table(("<b>sums</b> & $x_1$",))
+    labels = labels_table(("<b>sums</b> & $x_1$", "../b"))
     store = write(tmp_path, labels, **{"a$b^$[red]": scores_table(labels)})
     run_report(config(tmp_path), store)
     page = (tmp_path / "report" / "report.html").read_text()
@@ -338,6 +370,14 @@ def test_bad_input_is_named_and_leaves_no_report(tmp_path: Path, case: str, mess
     with pytest.raises((ArtifactError, ArtifactMissing), match=message):
         run_report(config(tmp_path), store)
     assert store.report().state() == "missing"
+
+
+def test_scores_that_were_begun_and_never_finished_are_refused(tmp_path: Path) -> None:
+    labels = labels_table()
+    store = write(tmp_path, labels, soft_block=scores_table(labels))
+    store.scores("soft_block").begin({}, keep_files=True)
+    with pytest.raises(ArtifactMissing, match="never finished"):
+        run_report(config(tmp_path), store)
 
 
 def test_the_job_prints_the_table_and_one_json_line(tmp_path: Path) -> None:
