@@ -88,6 +88,16 @@ def parse_card(text: str | bytes, where: str) -> RouterCard:
         ) from e
 
 
+def load_card(router: Dataset) -> RouterCard:
+    """The card in a router's folder, wherever the store lies."""
+    path = f"{router.path}/{CARD_FILE}"
+    try:
+        with router.filesystem.open_input_stream(path) as stream:
+            return parse_card(stream.read(), path)
+    except FileNotFoundError as e:
+        raise ModelError(f"router: {router.path} has no {CARD_FILE}, so it is not a trained router. Run: {router.made_by}") from e
+
+
 # Writing -------------------------------------------------------------------------------------------------------------
 
 

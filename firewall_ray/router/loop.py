@@ -26,6 +26,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from pyarrow import fs as pafs
+from ray.data import DataContext
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedTokenizerBase
 
@@ -235,7 +236,10 @@ def _log_epoch(worker: Worker, progress: Progress, epoch_s: float) -> None:
 
 
 def _log_to_driver() -> None:
-    """Rank 0's log lines go to its stderr, which Ray relays to the driver's."""
+    """Rank 0's log lines go to its stderr, which Ray relays to the driver's; what Ray says of each epoch does not."""
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    DataContext.get_current().enable_progress_bars = False
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     logger.setLevel(logging.INFO if ray.train.get_context().get_world_rank() == 0 else logging.WARNING)
     if not logger.handlers:

@@ -13,6 +13,7 @@ import torch
 from pyarrow import fs as pafs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from firewall_ray.artifacts import Dataset
 from firewall_ray.errors import ModelError
 from firewall_ray.router.card import CARD_FILE, RouterCard, parse_card
 from firewall_ray.router.data import encode, pad_rows
@@ -93,10 +94,12 @@ def read_card(folder: str | Path) -> RouterCard:
     return parse_card(path.read_bytes(), str(path))
 
 
-def local_copy(path: str, filesystem: pafs.FileSystem, cache: str | Path) -> str:
-    """The router's folder on this machine: itself when the store is local, else downloaded to `cache`."""
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        return path
-    Path(cache).mkdir(parents=True, exist_ok=True)
-    pafs.copy_files(path, str(cache), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
-    return str(cache)
+def local_copy(router: Dataset, folder: str | Path) -> str:
+    """A finished router's folder on this machine: its own when the store is local, else downloaded to `folder`."""
+    if isinstance(router.filesystem, pafs.LocalFileSystem):
+        return router.path
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path in router.files():
+        name = path.rpartition("/")[2]
+        pafs.copy_files(path, str(Path(folder) / name), router.filesystem, pafs.LocalFileSystem())
+    return str(folder)

@@ -103,6 +103,7 @@ def _train(spec: TrainSpec, labels: Dataset, checkpoints: str, limit: int | None
             storage_path=folder,
             storage_filesystem=spec.store.filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # the loop logs one line an epoch itself
             failure_config=ray.train.FailureConfig(max_failures=router.max_failures),
         ),
     )
