@@ -58,7 +58,7 @@ class Recipe:
 RECIPES = {
     "weak": Recipe(seed=1, hidden=128, layers=2, heads=4, ffn=320, steps=528, medium_share=0.12),
     "middle": Recipe(seed=2, hidden=160, layers=3, heads=5, ffn=448, steps=900, medium_share=0.35),
-    "strong": Recipe(seed=3, hidden=192, layers=3, heads=6, ffn=512, steps=2000, medium_share=0.75),
+    "strong": Recipe(seed=3, hidden=192, layers=3, heads=6, ffn=512, steps=1417, medium_share=0.7),
 }
 
 
