@@ -290,7 +290,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), root: str | Non
         data = yaml.safe_load(Path(path).read_text())
     except OSError as e:
         raise ConfigError(f"--config {path}: {e.strerror}. Examples are in jobs/configs/.") from e
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"--config {path} is not YAML: {e}") from e
     if not isinstance(data, dict):
         raise ConfigError(f"--config {path} must be a mapping of keys, such as `root: runs/mine`.")
