@@ -1,0 +1,213 @@
+"""Sampling for real: vLLM on Ray Data actors, checked against exact probabilities, and killed in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from quickstart_models import exact_pass_rates
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import RunConfig
+from firewall_ray.errors import ArtifactError, EngineDied, ModelError, TaskError
+from firewall_ray.queries import run_prepare_queries
+from firewall_ray.sampling import run_sampling
+
+pytestmark = pytest.mark.slow
+
+NUM_SAMPLES = 32
+
+
+def settings(root: Path | str, num_queries: int, **sampling: Any) -> dict[str, Any]:
+    model = {"device": "cpu", "dtype": "float32", "engine_kwargs": {"enforce_eager": True}}
+    return {
+        "root": str(root),
+        "queries": {"tasks": {"tiny_world": {"num_train": num_queries, "num_validation": 0, "num_test": 0, "seed": 11}}},
+        "models": {key: {"path": f"quickstart/models/{key}", **model} for key in ("weak", "strong")},
+        "sampling": {"num_samples": NUM_SAMPLES, **sampling},
+        "ray": {"num_cpus": 8, "dashboard": False, "object_store_memory_gib": 0.5},
+    }
+
+
+def prepared(root: Path, num_queries: int, **sampling: Any) -> tuple[RunConfig, ArtifactStore]:
+    config = RunConfig.model_validate(settings(root, num_queries, **sampling))
+    store = ArtifactStore(config.root)
+    run_prepare_queries(config, store)
+    return config, store
+
+
+def pass_rates(store: ArtifactStore, model: str) -> dict[str, float]:
+    answers = {q["query_id"]: json.loads(q["reference"])["answer"] for q in store.queries().read().to_pylist()}
+    rows = store.samples(model).read().to_pylist()
+    return {row["query_id"]: float(np.mean([text == answers[row["query_id"]] for text in row["texts"]])) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def sampled(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    """600 queries sampled with both models, once for the tests that only read."""
+    config, store = prepared(tmp_path_factory.mktemp("sampled"), 600)
+    results = run_sampling(config, store)
+    assert [result["action"] for result in results] == ["run", "run"]
+    return store
+
+
+@pytest.mark.parametrize("model", ["weak", "strong"])
+def test_pass_rates_agree_with_the_exact_answer_probabilities_within_binomial_error(sampled: ArtifactStore, model: str) -> None:
+    queries = sampled.queries().read().to_pylist()
+    rates = pass_rates(sampled, model)
+    observed = np.array([rates[query["query_id"]] for query in queries])
+    exact = exact_pass_rates(model, queries)
+
+    # What binomial sampling alone would give, from 2,000 simulated runs of the same size.
+    simulated = np.random.default_rng(0).binomial(NUM_SAMPLES, exact, (2_000, len(exact))) / NUM_SAMPLES
+    for statistic in (lambda r: (r - exact).mean(axis=-1), lambda r: np.abs(r - exact).mean(axis=-1)):
+        low, high = np.quantile(statistic(simulated), [0.0005, 0.9995])
+        assert low <= statistic(observed) <= high
+    # And no single query is off by more than chance allows among 600.
+    assert np.abs(observed - exact).max() <= np.abs(simulated - exact).max()
+
+
+def test_every_row_keeps_the_contract(sampled: ArtifactStore) -> None:
+    rows = sampled.samples("weak").read().to_pylist()
+    assert len({row["query_id"] for row in rows}) == len(rows) == 600
+    for row in rows:
+        assert row["error"] is None
+        assert len(row["texts"]) == len(row["num_generated_tokens"]) == len(row["finish_reasons"]) == NUM_SAMPLES
+        assert set(row["finish_reasons"]) <= {"stop", "length"}
+        assert all(1 <= count <= 24 for count in row["num_generated_tokens"])
+        assert 0 <= row["greedy_margin"] <= 1
+
+
+def test_greedy_answers_and_margins_are_those_of_transformers(sampled: ArtifactStore) -> None:
+    tokenizer = AutoTokenizer.from_pretrained("quickstart/models/strong")
+    model = AutoModelForCausalLM.from_pretrained("quickstart/models/strong", dtype=torch.float32)
+    prompts = {query["query_id"]: query["prompt"] for query in sampled.queries().read().to_pylist()}
+    for row in sampled.samples("strong").read().to_pylist()[:50]:
+        inputs = tokenizer(prompts[row["query_id"]], return_tensors="pt")
+        assert row["num_prompt_tokens"] == inputs["input_ids"].shape[1]
+        first = torch.softmax(model(**inputs).logits[0, -1], dim=-1).topk(2).values
+        margin = (first[0] - first[1]).item()
+        assert row["greedy_margin"] == pytest.approx(margin, abs=1e-3)
+        if margin > 1e-3:  # else the two engines may break a tie differently
+            output = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+            assert row["greedy_text"].split()[:1] == tokenizer.decode(output, skip_special_tokens=True).split()[:1]
+
+
+def test_more_queries_sample_only_the_new_ones_and_the_same_ones_none(ray_cluster: None, tmp_path: Path) -> None:
+    config, store = prepared(tmp_path, 90, batch_size=16)
+    (first,) = run_sampling(config, store, models=["weak"], limit=40)
+    before = {path: Path(path).read_bytes() for path in store.samples("weak").files()}
+    (second,) = run_sampling(config, store, models=["weak"])
+    assert (first["num_rows"], second["num_rows"], second["action"]) == (40, 90, "resume")
+    assert all(Path(path).read_bytes() == content for path, content in before.items())
+    (third,) = run_sampling(config, store, models=["weak"])
+    assert third["action"] == "skip"
+
+    changed = RunConfig.model_validate(settings(tmp_path, 90, batch_size=16, temperature=0.5))
+    with pytest.raises(ArtifactError, match=r"temperature: 1\.0 there, 0\.5 now"):
+        run_sampling(changed, store, models=["weak"])
+
+
+def test_a_killed_engine_is_restarted_and_its_rows_are_sampled_again(ray_cluster: None, tmp_path: Path) -> None:
+    config, store = prepared(tmp_path, 400, batch_size=16, num_batches_in_flight=2)
+    killer = threading.Thread(target=lambda: [process.kill() for process in wait_for(lambda: engines_at_work(store, 2))])
+    killer.start()
+    (result,) = run_sampling(config, store, models=["weak"])
+    killer.join()
+    ids = [row["query_id"] for row in store.samples("weak").read(["query_id"]).to_pylist()]
+    assert len(ids) == len(set(ids)) == result["num_rows"] == 400
+    assert result["num_errors"] == 0
+
+
+def test_an_engine_that_dies_at_every_start_ends_the_job_with_the_reason(ray_cluster: None, tmp_path: Path) -> None:
+    config, store = prepared(tmp_path, 8, max_restarts=1)
+    weak = config.models["weak"].model_copy(update={"engine_kwargs": {"enforce_eager": True, "load_format": "no_such_format"}})
+    config = config.model_copy(update={"models": {**config.models, "weak": weak}})
+    with pytest.raises(EngineDied, match="'weak'"):
+        run_sampling(config, store, models=["weak"])
+    assert store.samples("weak").state() == "unfinished"
+
+
+def test_a_killed_driver_leaves_work_that_the_next_run_completes(tmp_path: Path) -> None:
+    _, store = prepared(tmp_path / "run", 600, batch_size=16)
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(json.dumps(settings(tmp_path / "run", 600, batch_size=16)))
+    command = [sys.executable, "jobs/sample.py", "--config", str(config_file), "--model", "weak"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    wait_for(lambda: 64 <= num_checkpointed(store) < 500, give_up=lambda: driver.poll() is not None)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(5)  # the local Ray notices that its driver is gone
+    committed = num_checkpointed(store)
+    assert 0 < committed < 600
+    assert store.samples("weak").state() == "unfinished"
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/samples/weak/_checkpoint").glob("*0.parquet")}
+
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
+    (stage,) = json.loads(finished.stdout.splitlines()[-1])["stages"]
+    assert (stage["action"], stage["num_rows"], stage["num_errors"]) == ("resume", 600, 0)
+    ids = store.samples("weak").read(["query_id"])["query_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 600
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/samples/weak/_checkpoint").glob("*0.parquet")}
+    assert before.items() <= after.items()  # what was done was not done again
+
+
+def test_a_prompt_longer_than_the_context_is_named_before_an_engine_starts(ray_cluster: None, tmp_path: Path) -> None:
+    config, store = prepared(tmp_path, 5)
+    table = store.queries().read()
+    prompts = table["prompt"].to_pylist()
+    prompts[3] = "Question: " + "9 " * 200 + "\nAnswer: "
+    path = store.queries().files()[0]
+    pq.write_table(table.set_column(table.schema.get_field_index("prompt"), "prompt", pa.array(prompts)), path)
+    query_id = table["query_id"][3].as_py()
+    with pytest.raises(TaskError, match=rf"{query_id}.*tokens.*models\.weak has a context of 128"):
+        run_sampling(config, store)
+    assert store.samples("weak").state() == store.samples("strong").state() == "missing"
+
+
+def test_a_missing_model_folder_is_named_before_an_engine_starts(ray_cluster: None, tmp_path: Path) -> None:
+    config, store = prepared(tmp_path, 5)
+    strong = config.models["strong"].model_copy(update={"path": "no/such/folder"})
+    config = config.model_copy(update={"models": {**config.models, "strong": strong}})
+    with pytest.raises(ModelError, match=r"models\.strong\.path: no model at 'no/such/folder'"):
+        run_sampling(config, store)
+    assert store.samples("weak").state() == store.samples("strong").state() == "missing"
+
+
+def num_checkpointed(store: ArtifactStore) -> int:
+    folder = Path(store.samples("weak").path) / "_checkpoint"
+    files = [path for path in folder.glob("*.parquet") if "pending" not in path.name]
+    return sum(pq.ParquetFile(path).metadata.num_rows for path in files)
+
+
+def engines_at_work(store: ArtifactStore, num_files: int) -> list[psutil.Process]:
+    """This process' sampling actors, once they have written something."""
+    if num_checkpointed(store) < num_files * 16:
+        return []
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "MapBatches(VllmSampler)" in " ".join(child.cmdline())]
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 240, give_up: Callable[[], bool] = lambda: False) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        assert not give_up(), "the process ended before the condition came true"
+        time.sleep(0.05)
+    raise TimeoutError("the condition never came true")
