@@ -1,0 +1,134 @@
+"""Imports go down only: jobs > serve_app > stage modules > light modules > foundations."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOUNDATIONS = {f"firewall_ray.{name}" for name in ("schemas", "config", "errors", "artifacts")}
+LIGHT = ("firewall_ray.tasks", "firewall_ray.labels", "firewall_ray.policy", "firewall_ray.evaluation.metrics")
+HEAVY = {"ray", "torch", "vllm", "deepspeed", "transformers", "datasets", "sklearn", "matplotlib"}
+MAX_LINES = 300
+LONGER = ("firewall_ray.config", "firewall_ray.artifacts")  # one section of fields after another; the whole protocol
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imported(path: Path, *, at_import_only: bool = False) -> Iterator[str]:
+    """Full names of the modules that a file imports; `from a import b` counts as a, and as a.b where that is a module."""
+    tree = ast.parse(path.read_text())
+    for node in _outside_functions(tree) if at_import_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if _is_module(f"{node.module}.{alias.name}"))
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+            yield from _outside_functions(child)
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def is_light(name: str) -> bool:
+    return any(name == light or name.startswith(f"{light}.") for light in LIGHT)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+LIBRARY = modules("firewall_ray")
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_the_library_never_imports_jobs_or_the_serving_application(path: Path) -> None:
+    assert not [name for name in imported(path) if name.split(".")[0] in ("jobs", "serve_app", "tests", "benchmarks", "quickstart")]
+
+
+@pytest.mark.parametrize("path", modules("serve_app"), ids=relative)
+def test_the_serving_application_never_imports_jobs(path: Path) -> None:
+    assert not [name for name in imported(path) if name.split(".")[0] in ("jobs", "tests", "benchmarks", "quickstart")]
+
+
+@pytest.mark.parametrize("path", [p for p in LIBRARY if module_name(p) in FOUNDATIONS], ids=relative)
+def test_foundations_import_only_foundations(path: Path) -> None:
+    ours = {name for name in imported(path) if name.startswith("firewall_ray.")}
+    assert {name for name in ours if ".".join(name.split(".")[:2]) not in FOUNDATIONS} == set()
+
+
+@pytest.mark.parametrize("path", [p for p in LIBRARY if is_light(module_name(p))], ids=relative)
+def test_light_modules_import_only_light_ones_and_foundations(path: Path) -> None:
+    ours = {name for name in imported(path) if name.startswith("firewall_ray.")}
+    assert {name for name in ours if name not in FOUNDATIONS and not is_light(name)} == set()
+
+
+@pytest.mark.parametrize("path", [p for p in LIBRARY if is_light(module_name(p)) or module_name(p) in FOUNDATIONS], ids=relative)
+def test_light_modules_and_foundations_never_import_what_is_heavy_at_import(path: Path) -> None:
+    assert {name.split(".")[0] for name in imported(path, at_import_only=True)} & HEAVY == set()
+
+
+def test_labels_need_numpy_and_nothing_else() -> None:
+    assert set(imported(ROOT / "firewall_ray" / "labels.py")) == {"numpy", "numpy.typing", "firewall_ray.errors"}
+
+
+@pytest.mark.parametrize(
+    "module", ["firewall_ray", *LIGHT, *sorted(FOUNDATIONS), "firewall_ray.queries", "firewall_ray.labeling", "firewall_ray.job"]
+)
+def test_what_is_light_loads_nothing_heavy_through_a_back_door(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({HEAVY!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_library_has_no_circle_of_imports() -> None:
+    known = {module_name(path): path for path in LIBRARY}
+    edges = {name: {n for n in imported(path, at_import_only=True) if n in known and n != name} for name, path in known.items()}
+    while True:  # Take away what imports nothing that is left; in the end nothing is left, or a circle.
+        leaves = {name for name, targets in edges.items() if not targets & edges.keys()}
+        if not leaves:
+            break
+        edges = {name: targets for name, targets in edges.items() if name not in leaves}
+    assert edges == {}
+
+
+@pytest.mark.parametrize("path", modules("firewall_ray", "serve_app", "jobs"), ids=relative)
+def test_nothing_happens_at_import(path: Path) -> None:
+    """Top-level statements define; the only one that acts is the `__main__` guard."""
+    for node in ast.parse(path.read_text()).body:
+        guard = isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        defines = isinstance(
+            node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
+        )
+        assert guard or docstring or defines, f"{relative(path)}:{node.lineno}: {ast.unparse(node)[:80]}"
+
+
+@pytest.mark.parametrize("path", modules("firewall_ray", "serve_app", "jobs"), ids=relative)
+def test_a_file_holds_one_idea_and_so_stays_short(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    limit = (
+        420
+        if module_name(path) in ("firewall_ray.config", "firewall_ray.artifacts", "firewall_ray.tasks.tiny_world")
+        else MAX_LINES
+    )
+    assert len(lines) <= limit
+    assert not lines or lines[0].startswith('"""'), "the first line says what the file is for"
