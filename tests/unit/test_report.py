@@ -21,6 +21,7 @@ from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.metrics import METRICS, UndefinedMetricWarning, evaluate
 from firewall_ray.evaluation.report import load_report, run_report
 from firewall_ray.evaluation.table import print_table
+from firewall_ray.policy import tie_hash
 from firewall_ray.schemas import LABELS, SCORES
 
 NUM = 240  # queries a task: half validation, half test
@@ -111,6 +112,14 @@ def test_the_numbers_are_those_of_the_metrics_on_the_test_split(two_tasks: tuple
         assert report["models"]["large"][task]["pass_rate"] == pytest.approx(rows["pass_rate_strong"].mean())
 
 
+def test_the_models_intervals_have_the_width_of_a_mean(two_tasks: tuple) -> None:
+    """2 * 1.96 * sd / sqrt(N); of 100 resamples, a bound is known to a fifth or so."""
+    _, labels, report = two_tasks
+    rates = labels["pass_rate_weak"].to_numpy()[labels["split"].to_numpy(zero_copy_only=False) == "test"]
+    found = report["models"]["small"]["all"]
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * rates.std() / np.sqrt(NUM), rel=0.35)
+
+
 def test_random_is_exact_and_the_oracle_above_every_router(two_tasks: tuple) -> None:
     _, _, report = two_tasks
     apgr = {name: report["routers"][name]["all"]["apgr"]["value"] for name in report["routers"]}
@@ -149,6 +158,11 @@ def test_tied_scores_realise_the_target_and_the_table_says_how_many_are_tied(tmp
     validation = p_weak[labels["split"].to_numpy(zero_copy_only=False) == "validation"]
     assert row["num_tied"] == np.sum(validation == np.float32(0.1))
     assert row["tie_share"] == pytest.approx(180 / row["num_tied"])  # half of 360 validation queries
+    test = labels["split"].to_numpy(zero_copy_only=False) == "test"
+    prompts = labels["prompt"].to_numpy(zero_copy_only=False)[test]
+    # The hash of the prompt decides, as in the server; each query on its own, whatever the row.
+    strong = [p == np.float32(0.1) and tie_hash(prompt) < row["tie_share"] for p, prompt in zip(p_weak[test], prompts, strict=True)]
+    assert row["realised_fraction"] == pytest.approx(np.mean(strong))
     # 360 test queries: the number of 0.1s and the hashes both vary; sd at most sqrt(0.25 / 360) * 2 = 0.053.
     assert row["realised_fraction"] == pytest.approx(0.5, abs=0.15)
 
