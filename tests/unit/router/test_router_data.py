@@ -1,0 +1,101 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_labels import tiny_labels, write_labels
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import BackboneConfig
+from firewall_ray.errors import LabelError
+from firewall_ray.router.data import Collate, check_labels, columns_of, encode, pad_rows
+from firewall_ray.router.model import load_tokenizer
+
+TOKENIZER = load_tokenizer(BackboneConfig(path=None, tokenizer="quickstart/models/weak"))
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=5), st.sampled_from([1, 8]))
+def test_padding_keeps_every_row_and_masks_the_rest(rows: list[list[int]], multiple: int) -> None:
+    ids, mask = pad_rows(rows, pad_token_id=0, multiple=multiple)
+    assert ids.shape == mask.shape
+    assert ids.shape[1] % multiple == 0
+    assert ids.shape[1] - max(map(len, rows)) < multiple
+    assert [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)] == rows
+    assert not ids[mask == 0].any()
+
+
+def test_collate_reads_a_slice_of_a_larger_table() -> None:
+    # Arrow slices share their parent's buffers: an offset forgotten would give the neighbours' tokens.
+    table = pa.table({"input_ids": pa.array([[1], [2, 3], [4, 5, 6]], pa.list_(pa.int32())), "soft_block": [0.0, 0.25, 1.0]})
+    batch = Collate(pad_token_id=0, designs=["soft_block"])(table.slice(1, 2))
+    assert batch["input_ids"].tolist() == [[2, 3, 0], [4, 5, 6]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch["soft_block"].tolist() == [0.25, 1.0]
+
+
+def test_collate_reads_a_table_of_several_chunks() -> None:
+    def part(ids: list[list[int]]) -> pa.Table:
+        return pa.table({"input_ids": pa.array(ids, pa.list_(pa.int32())), "soft_block": pa.array([0.5] * len(ids), pa.float32())})
+
+    batch = Collate(pad_token_id=0, designs=["soft_block"])(pa.concat_tables([part([[1, 2]]), part([[3], [4, 5]])]))
+    assert batch["input_ids"].tolist() == [[1, 2], [3, 0], [4, 5]]
+
+
+def test_long_prompts_keep_their_beginning_and_say_so() -> None:
+    whole, _ = encode(TOKENIZER, ["Question: What is 1 plus 2?"], max_length=99)
+    ids, truncated = encode(TOKENIZER, ["Question: What is 1 plus 2?", "What"], max_length=3)
+    assert ids[0] == whole[0][:3]
+    assert truncated.tolist() == [True, False]
+
+
+def test_a_prompt_of_exactly_max_length_is_not_truncated() -> None:
+    (ids,), _ = encode(TOKENIZER, ["What is 1 plus 2?"], max_length=99)
+    assert encode(TOKENIZER, ["What is 1 plus 2?"], max_length=len(ids))[1].tolist() == [False]
+
+
+def test_an_empty_prompt_becomes_one_pad_token() -> None:
+    assert encode(TOKENIZER, [""], max_length=5)[0] == [[TOKENIZER.pad_token_id]]
+
+
+def test_columns_come_sorted_by_query_id_whatever_the_order_of_the_blocks() -> None:
+    def block(query_id: str, ids: list[int]) -> pa.Table:
+        return pa.table({"query_id": [query_id], "input_ids": [ids]})
+
+    columns = columns_of([block("b", [2]), block("a", [1, 1])])
+    assert columns["query_id"].tolist() == ["a", "b"]
+    assert columns["input_ids"] == [[1, 1], [2]]
+
+
+class TestCheckLabels:
+    def check(self, tmp_path: object, table: pa.Table, num_workers: int = 2, limit: int | None = None) -> dict[str, int]:
+        store = ArtifactStore(str(tmp_path))
+        write_labels(store, table)
+        return check_labels(store.labels(), ["soft_block"], num_workers, limit)
+
+    def replaced(self, table: pa.Table, name: str, values: list[float]) -> pa.Table:
+        return table.set_column(table.schema.get_field_index(name), table.schema.field(name), pa.array(values, pa.float32()))
+
+    def test_counts_the_splits(self, tmp_path: object) -> None:
+        assert self.check(tmp_path, tiny_labels(20, 7, 5)) == {"train": 20, "validation": 7}
+
+    def test_limit_holds_for_each_split(self, tmp_path: object) -> None:
+        assert self.check(tmp_path, tiny_labels(20, 3), limit=5) == {"train": 5, "validation": 3}
+
+    def test_no_validation_split_names_the_field_to_set(self, tmp_path: object) -> None:
+        with pytest.raises(LabelError, match=r"validation split.*num_validation"):
+            self.check(tmp_path, tiny_labels(20, 0))
+
+    def test_fewer_rows_than_workers_are_refused(self, tmp_path: object) -> None:
+        with pytest.raises(LabelError, match=r"1 rows of the train split.*num_workers is 2"):
+            self.check(tmp_path, tiny_labels(1, 5))
+
+    def test_labels_that_never_differ_teach_nothing(self, tmp_path: object) -> None:
+        table = tiny_labels(10, 5)
+        # The validation rows differ; the training rows do not.
+        with pytest.raises(LabelError, match=r"'soft_block' is 1 in every training row"):
+            self.check(tmp_path, self.replaced(table, "soft_block", [1.0] * 10 + [0.0] * 5))
+
+    @pytest.mark.parametrize("bad", [1.5, -0.1, np.nan])
+    def test_labels_outside_0_to_1_are_refused(self, tmp_path: object, bad: float) -> None:
+        with pytest.raises(LabelError, match=r"'soft_block'.*probabilities in \[0, 1\]"):
+            self.check(tmp_path, self.replaced(tiny_labels(10, 5), "soft_block", [bad] + [0.0] * 14))
