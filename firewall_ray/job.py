@@ -27,6 +27,9 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N queries, for a quick try.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do it again although it is finished. Deletes what is there.")]
 
+# Two engines and the small actors of two Ray Data pipelines each reserve a CPU; on fewer a job would wait for ever.
+MIN_LOCAL_CPUS = 8
+
 StageResult = dict[str, Any]
 console = Console(stderr=True)
 logger = logging.getLogger("firewall_ray")
@@ -95,11 +98,16 @@ def connected(config: RayConfig) -> Iterator[None]:
         yield
         return
     # The driver's environment reaches workers of a local Ray anyway; these must also reach those of a cluster.
-    env_vars = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    env_vars = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
     local: dict[str, Any] = {}
     on_a_cluster = os.environ.keys() & {"RAY_ADDRESS", "RAY_JOB_ID"}
     if config.address == "local" or (config.address is None and not on_a_cluster):
-        local = {"num_cpus": config.num_cpus, "include_dashboard": config.dashboard}
+        local = {"num_cpus": config.num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS), "include_dashboard": config.dashboard}
         if config.object_store_memory_gib is not None:
             local["object_store_memory"] = int(config.object_store_memory_gib * 2**30)
     try:
@@ -112,12 +120,22 @@ def connected(config: RayConfig) -> Iterator[None]:
     except (ConnectionError, RuntimeError) as e:
         address = config.address or os.environ.get("RAY_ADDRESS")
         raise SystemFailure(f"Cannot join Ray (ray.address or RAY_ADDRESS: {address}): {e}") from e
+    _quieten_ray_data()
     if local and context.dashboard_url:
         logger.info("Ray dashboard: http://%s", context.dashboard_url)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _quieten_ray_data() -> None:
+    """Stages show their own progress; Ray Data's bars and its line for every dataset would drown it."""
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says once that the bars are off
 
 
 def _warn_of_throwaway_root(root: str) -> None:

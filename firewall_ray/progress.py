@@ -69,7 +69,7 @@ def _show_bars(stage: str, counter: Any, totals: dict[str, int], done: dict[str,
             key: progress.add_task(f"{stage} {key}", total=total, completed=done.get(key, 0), rates="starting")
             for key, total in totals.items()
         }
-        meters = {key: _Meter() for key in totals}
+        meters = {key: _Meter(total - done.get(key, 0)) for key, total in totals.items()}
         while True:
             last = finished.wait(POLL_S)
             for key, sums in _read(counter).items():
@@ -80,7 +80,7 @@ def _show_bars(stage: str, counter: Any, totals: dict[str, int], done: dict[str,
 
 
 def _show_lines(stage: str, counter: Any, totals: dict[str, int], done: dict[str, int], finished: threading.Event) -> None:
-    meters = {key: _Meter() for key in totals}
+    meters = {key: _Meter(total - done.get(key, 0)) for key, total in totals.items()}
     while True:
         last = finished.wait(LOG_EVERY_S)
         sums_of = _read(counter)
@@ -104,15 +104,19 @@ def _read(counter: Any) -> dict[str, dict[str, float]]:
 
 
 class _Meter:
-    """Rates since the first row of a key: the start of the engines is not part of them."""
+    """Rates from the first row of a key to its last: neither the start of the engines nor the end of others is part of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
         self._since: tuple[float, dict[str, float]] | None = None
+        self._final: str | None = None
         self.rows_per_s = 0.0
 
     def describe(self, sums: Mapping[str, float]) -> str:
         if not sums.get("rows"):
             return "starting"
+        if self._final is not None:
+            return self._final
         now = time.monotonic()
         if self._since is None:
             self._since = (now, dict(sums))
@@ -126,4 +130,7 @@ class _Meter:
             words.append(f"{rates['tokens']:,.0f} tokens/s")
         if sums.get("errors"):
             words.append(f"{sums['errors']:,.0f} errors")
-        return ", ".join(words)
+        text = ", ".join(words)
+        if sums["rows"] >= self._num_rows:
+            self._final = text
+        return text

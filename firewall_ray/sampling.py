@@ -117,7 +117,6 @@ class SamplingJob:
         wanted = self._write_wanted()
         logger.info("sample: %s of %s with %s", f"{len(self.queries):,} queries", self.key, _engine_words(self.model))
         dataset = ray.data.read_parquet(wanted, filesystem=self.samples.filesystem)
-        dataset.context.enable_progress_bars = False  # `watch` shows progress
         dataset.context.checkpoint_config = CheckpointConfig(
             id_column="query_id",
             checkpoint_path=f"{self.samples.path}/{CHECKPOINT}",

@@ -47,7 +47,7 @@ def store(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     write_labels(store, tiny_labels(200, 50, 60))
     for seed, design in enumerate(("soft_block", "hard_label")):
         write_router(store, design, seed)
-    yield store
+    return store
 
 
 @pytest.fixture
