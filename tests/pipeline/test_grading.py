@@ -1,0 +1,221 @@
+"""Grading on a real local Ray."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from handmade import make_config, query, sample, write
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, TaskError
+from firewall_ray.grading import grade_batch, run_grading
+from firewall_ray.labeling import run_labeling
+from firewall_ray.schemas import GRADES, SAMPLES
+
+ray_needed = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+OPTIONS = {"tiny_world": {}, "gsm8k": {"rule": "official"}}
+
+
+def grade_rows(samples: list[Any], queries: list[Any], options: Any = OPTIONS) -> list[dict[str, Any]]:
+    """`grade_batch` without Ray."""
+    known = pa.Table.from_pylist(queries).select(["query_id", "task", "reference"])
+    graded = grade_batch(pa.Table.from_pylist(samples, schema=SAMPLES), known, "weak", options)
+    assert graded.schema == GRADES
+    return graded.to_pylist()
+
+
+def grades(root: Path, model: str = "weak") -> dict[str, dict[str, Any]]:
+    return {row["query_id"]: row for row in ArtifactStore(str(root)).grades(model).require().read().to_pylist()}
+
+
+def grade_all(root: Path, models: Any = ("weak",), **arguments: Any) -> list[dict[str, Any]]:
+    sections = arguments.pop("sections", {})
+    return run_grading(make_config(str(root), **sections), ArtifactStore(str(root)), models=models, **arguments)
+
+
+# One batch, as a worker grades it --------------------------------------------------------------------------------------
+
+
+def test_every_sample_and_the_greedy_answer_get_a_verdict() -> None:
+    (row,) = grade_rows([sample("a", ["yes", "no", " yes "], "nope")], [query("a")])
+    assert row == {
+        "query_id": "a",
+        "task": "tiny_world",
+        "model": "weak",
+        "error": None,
+        "correct": [True, False, True],
+        "greedy_correct": False,
+    }
+
+
+def test_a_failed_generation_stays_a_row_with_its_error() -> None:
+    (row,) = grade_rows([sample("a", None, None, "engine died")], [query("a")])
+    assert (row["correct"], row["greedy_correct"], row["error"]) == (None, None, "engine died")
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        (sample("z", ["yes"]), "not in queries/"),
+        (sample("a", ["yes"], task="gsm8k"), "'gsm8k' in samples/ and 'tiny_world' in queries/"),
+        (sample("a", []), "`texts` is empty"),
+        (sample("a", None), "`texts` is empty"),
+        (sample("a", ["yes", None]), "holds a null"),
+        (sample("a", ["yes"], None), "`greedy_text` is null"),
+        (sample("bad", ["yes"]), "grader of tiny_world failed: KeyError: 'answer'"),
+    ],
+)
+def test_what_cannot_be_graded_is_a_row_with_its_reason(row: dict[str, Any], named: str) -> None:
+    queries = [query("a"), query("bad", reference="{}")]
+    fine, wrong = grade_rows([sample("a", ["yes"]), row], queries)
+    assert fine["error"] is None
+    assert named in wrong["error"]
+    assert (wrong["correct"], wrong["greedy_correct"]) == (None, None)
+
+
+def test_the_rule_of_the_config_decides() -> None:
+    queries = [query("a", task="gsm8k", reference='{"answer": "18"}')]
+    samples = [sample("a", ["#### 18", "so 18", "#### 18."], "18", task="gsm8k")]
+    verdicts = {
+        rule: grade_rows(samples, queries, {"gsm8k": {"rule": rule}})[0]["correct"] for rule in ("official", "strict", "flexible")
+    }
+    assert verdicts == {"official": [True, False, False], "strict": [True, False, True], "flexible": [True, True, True]}
+
+
+# The job -------------------------------------------------------------------------------------------------------------
+
+
+class TestJob:
+    pytestmark = ray_needed
+
+    def test_every_row_is_graded_across_files_and_blocks(self, tmp_path: Path) -> None:
+        store, rng = ArtifactStore(str(tmp_path)), random.Random(0)
+        names = [f"q{i}" for i in range(700)]
+        texts = {name: [rng.choice(["yes", "no"]) for _ in range(5)] for name in names}
+        write(store.queries(), [query(name) for name in names])
+        for part in range(3):
+            write(
+                store.samples("weak"), [sample(name, texts[name][:4], texts[name][4]) for name in names[part::3]], f"{part}.parquet"
+            )
+        (result,) = grade_all(tmp_path, sections={"grading": {"batch_size": 50}})
+        assert (result["action"], result["rows"], result["errors"], result["queries_without_samples"]) == ("run", 700, 0, 0)
+        found = grades(tmp_path)
+        assert len(found) == store.grades("weak").num_rows() == 700
+        for name, row in found.items():
+            assert [*row["correct"], row["greedy_correct"]] == [text == "yes" for text in texts[name]]
+            assert row["model"] == "weak"
+
+    def test_bad_rows_are_counted_and_stop_nothing(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        store = ArtifactStore(str(tmp_path))
+        write(store.queries(), [query("a"), query("b"), query("c"), query("d", reference="{}")])
+        rows = [sample("a", ["yes"]), sample("b", None, None, "engine died"), sample("z", ["yes"]), sample("d", ["yes"])]
+        write(store.samples("weak"), rows)
+        (result,) = grade_all(tmp_path)
+        assert (result["rows"], result["errors"], result["queries_without_samples"]) == (4, 3, 1)
+        assert {name for name, row in grades(tmp_path).items() if row["error"]} == {"b", "z", "d"}
+        assert "3 of 4 rows of weak have an error" in caplog.text
+
+    def test_a_second_run_is_skipped_until_the_rule_or_an_input_changes(self, tmp_path: Path) -> None:
+        store = ArtifactStore(str(tmp_path))
+        write(store.queries(), [query("a", task="gsm8k", reference='{"answer": "18"}')])
+        for model in ("weak", "strong"):
+            write(store.samples(model), [sample("a", ["it is 18"], task="gsm8k")])
+        assert [result["action"] for result in grade_all(tmp_path, None)] == ["run", "run"]
+        assert grades(tmp_path)["a"]["correct"] == [True]
+        assert [result["action"] for result in grade_all(tmp_path, None)] == ["skip", "skip"]
+        (again,) = grade_all(tmp_path, sections={"grading": {"gsm8k": {"rule": "official"}}})
+        assert again["action"] == "run"
+        assert grades(tmp_path)["a"]["correct"] == [False]
+        write(store.samples("strong"), [sample("a", ["it is 18", "or 7"], task="gsm8k")])
+        assert [result["action"] for result in grade_all(tmp_path, ["strong"])] == ["run"]
+        assert grades(tmp_path, "strong")["a"]["correct"] == [True, False]
+
+    def test_a_limit_grades_only_the_first_queries(self, tmp_path: Path) -> None:
+        store = ArtifactStore(str(tmp_path))
+        write(store.queries(), [query(name) for name in "abcd"])
+        write(store.samples("weak"), [sample(name, ["yes"]) for name in "dcbaz"])
+        (result,) = grade_all(tmp_path, limit=2)
+        assert (result["rows"], result["errors"]) == (2, 0)
+        assert grades(tmp_path).keys() == {"a", "b"}
+
+    def test_samples_with_other_types_and_more_columns_are_read(self, tmp_path: Path) -> None:
+        store = ArtifactStore(str(tmp_path))
+        write(store.queries(), [query("a")])
+        fields = [
+            ("query_id", pa.large_string()),
+            ("task", pa.dictionary(pa.int32(), pa.string())),
+            ("texts", pa.large_list(pa.string())),
+        ]
+        schema = pa.schema([*fields, ("greedy_text", pa.string()), ("error", pa.null()), ("note", pa.string())])
+        write(store.samples("weak"), [{**sample("a", ["yes", "no"]), "note": "mine"}], schema=schema)
+        grade_all(tmp_path)
+        assert grades(tmp_path)["a"]["correct"] == [True, False]
+
+    def test_a_damaged_file_is_named_and_the_grades_stay_unfinished(self, tmp_path: Path) -> None:
+        store, rng = ArtifactStore(str(tmp_path)), random.Random(0)
+        names = [f"q{i}" for i in range(2_000)]
+        write(store.queries(), [query(name) for name in names])
+        write(store.samples("weak"), [sample(name, [f"{rng.random()}"], f"{rng.random()}") for name in names])
+        path = tmp_path / "samples" / "weak" / "theirs.parquet"
+        data = bytearray(path.read_bytes())
+        middle = len(data) // 3  # inside the texts: the ids before them and the footer behind stay whole
+        data[middle : middle + 2_000] = bytes(2_000)
+        path.write_bytes(data)
+        with pytest.raises(ArtifactError, match=r"samples: .*(cannot be read|column)"):
+            grade_all(tmp_path)
+        assert store.grades("weak").state() == "unfinished"
+        with pytest.raises(ArtifactMissing, match="never finished"):
+            store.grades("weak").require()
+
+    def test_real_gsm8k_solutions_are_all_right_from_queries_to_labels(self, tmp_path: Path, shared_data: Path) -> None:
+        with gzip.open(shared_data / "gsm8k_test.jsonl.gz", "rt") as lines:
+            rows = [json.loads(line) for line in lines][:200]
+        store = ArtifactStore(str(tmp_path))
+        write(
+            store.queries(), [query(r["id"], task="gsm8k", split="test", reference=json.dumps({"answer": r["gold"]})) for r in rows]
+        )
+        write(store.samples("strong"), [sample(r["id"], [r["answer"]] * 4, r["answer"], task="gsm8k") for r in rows])
+        wrong = "#### 123456789"
+        write(store.samples("weak"), [sample(r["id"], [r["answer"], *[wrong] * 3], wrong, task="gsm8k") for r in rows])
+        grade_all(tmp_path, None)
+        run_labeling(make_config(str(tmp_path)), store)
+        for row in store.labels().require().read().to_pylist():
+            assert (row["pass_rate_weak"], row["pass_rate_strong"], row["win_rate"], row["soft_block"]) == (0.25, 1.0, 0.25, 0.25)
+
+
+# Refused before anything is graded -----------------------------------------------------------------------------------
+
+
+def test_an_unknown_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--model huge: models has only \['middle', 'strong', 'weak'\]"):
+        grade_all(tmp_path, ["huge"])
+
+
+def test_missing_samples_name_the_job_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissing, match=r"samples: nothing at .*samples/weak\. Run: python jobs/sample\.py"):
+        grade_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("queries", "samples", "error", "named"),
+    [
+        ([query("a"), query("a")], [sample("a", ["yes"])], ArtifactError, r"queries: .* query_id 'a' comes more than once"),
+        ([query("a")], [sample("a", ["yes"])] * 2, ArtifactError, r"samples: .* query_id 'a' comes more than once"),
+        ([query("a", task="gsm9k")], [sample("a", ["yes"])], TaskError, r"no task 'gsm9k'; did you mean 'gsm8k'"),
+        ([query("a")], [], ArtifactError, r"samples: .* has no rows"),
+        ([], [sample("a", ["yes"])], ArtifactError, r"queries: .* has no rows"),
+    ],
+)
+def test_wrong_inputs_are_named_and_nothing_is_written(
+    tmp_path: Path, queries: list[Any], samples: list[Any], error: type[Exception], named: str
+) -> None:
+    store = ArtifactStore(str(tmp_path))
+    write(store.queries(), queries)
+    write(store.samples("weak"), samples)
+    with pytest.raises(error, match=named):
+        grade_all(tmp_path)
+    assert store.grades("weak").state() == "missing"
