@@ -61,11 +61,12 @@ class ArtifactStore:
     def __init__(self, root: str) -> None:
         self.root = root
         try:
-            if "://" in root:
-                self.filesystem, self.base = pafs.FileSystem.from_uri(root)
-            else:
-                self.filesystem, self.base = pafs.LocalFileSystem(), str(Path(root).expanduser().absolute())
-        except (pa.ArrowException, OSError, ValueError) as e:
+            with _storage_errors(f"open ROOT {root!r}"):
+                if "://" in root:
+                    self.filesystem, self.base = pafs.FileSystem.from_uri(root)
+                else:
+                    self.filesystem, self.base = pafs.LocalFileSystem(), str(Path(root).expanduser().absolute())
+        except (pa.ArrowException, ValueError) as e:
             raise ConfigError(
                 f"root: {root!r} cannot be opened: {e}. Give a folder, or a URI such as s3://bucket/run or gs://bucket/run."
             ) from e

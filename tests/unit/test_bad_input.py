@@ -1,0 +1,90 @@
+"""Bad input, as a user meets it: the job ends non-zero, one message names what is wrong, and nothing is half-written."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from handmade import grade, make_config, query, write, write_pair
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.queries import run_prepare_queries
+
+ROOT = Path(__file__).parents[2]
+
+Break = Callable[[ArtifactStore, Path], Any]
+
+
+def run(script: str, root: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    content = make_config(root).model_dump(mode="json", exclude_unset=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, str(ROOT / "jobs" / f"{script}.py"), "--config", str(folder / "run.yaml"), *flags]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | {"AWS_EC2_METADATA_DISABLED": "true"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def unfinished_queries(store: ArtifactStore) -> None:
+    run_prepare_queries(make_config(store.root), store, force=True)
+    (Path(store.queries().path) / "_MANIFEST.json").unlink()
+
+
+def without_column(store: ArtifactStore) -> None:
+    schema = store.grades("strong").schema
+    write(store.grades("strong"), [grade("a", "11")], schema=schema.remove(schema.get_field_index("greedy_correct")))
+
+
+CASES: dict[str, tuple[Break, str]] = {
+    "no queries": (lambda store, _: write(store.queries(), []), "none of the queries"),
+    "duplicate query_id": (lambda store, _: write(store.queries(), [query("a"), query("a")]), "query_id 'a' comes more than once"),
+    "duplicate grade": (lambda store, _: write(store.grades("weak"), [grade("a", "11")] * 2), "query_id 'a' comes more than once"),
+    "unequal n": (lambda store, _: write(store.grades("weak"), [grade("a", "1")]), "query 'a' has 1 graded samples"),
+    "wrong columns": (lambda store, _: without_column(store), "lacks the columns ['greedy_correct']"),
+    "truncated": (lambda _, root: truncate(root / "grades/strong/theirs.parquet"), "theirs.parquet is not a whole Parquet file"),
+    "unfinished": (lambda store, _: unfinished_queries(store), "was begun and never finished"),
+    "missing": (lambda _, root: (root / "grades/strong/theirs.parquet").unlink(), "Run: python jobs/grade.py"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_label_refuses(case: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    store = ArtifactStore(str(root))
+    write_pair(store, [query("a"), query("b")], [grade("a", "11")], [grade("a", "01")])
+    damage, named = CASES[case]
+    damage(store, root)
+    done = run("label", str(root), tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (root / "labels").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("sampling.num_samples=0", "sampling.num_samples: Input should be greater than or equal to 1 (given: 0)"),
+        ("sampling.temperature=0", "temperature 0 gives the same completion 32 times"),
+        ("grading.gsm8k.rul=official", "did you mean grading.gsm8k.rule?"),
+    ],
+)
+def test_a_wrong_config_stops_before_root_is_touched(flag: str, named: str, tmp_path: Path) -> None:
+    done = run("prepare_queries", str(tmp_path / "root"), tmp_path, "--set", flag)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert named in done.stderr
+    assert not (tmp_path / "root").exists()
+
+
+def test_an_s3_root_without_credentials_or_network_says_what_to_check(tmp_path: Path) -> None:
+    done = run("prepare_queries", "s3://bucket/run?region=us-east-1&endpoint_override=127.0.0.1:9&scheme=http", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "AWS_ACCESS_KEY_ID" in done.stderr
+    assert "endpoint_override" in done.stderr
+    assert "Traceback" not in done.stderr
