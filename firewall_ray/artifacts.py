@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 import firewall_ray
+from firewall_ray.casting import cast_batch, castable
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
 from firewall_ray.schemas import GRADES, LABELS, QUERIES, SAMPLES, SCORES
 
@@ -288,9 +289,11 @@ class Dataset:
         schema = self._sub_schema(columns)
         for path in self.files():
             file = self._open(path)
+            row = 0
             try:
                 for batch in file.iter_batches(batch_size=batch_rows, columns=schema.names):
-                    yield cast_batch(batch, schema, f"{self.kind}: {path}")
+                    yield cast_batch(batch, schema, f"{self.kind}: {path}", row)
+                    row += batch.num_rows
             except (pa.ArrowException, OSError) as e:
                 raise ArtifactError(f"{self.kind}: {path} cannot be read: {e}. Restore the file, or make it again.") from e
 
@@ -318,7 +321,7 @@ class Dataset:
                     f"{self.kind}: {path} lacks the columns {missing}. It has {found.names}; needed are {schema.names}."
                 )
             for field in schema:
-                if not _castable(found.field(field.name).type, field.type):
+                if not castable(found.field(field.name).type, field.type):
                     raise ArtifactError(
                         f"{self.kind}: {path}, column {field.name!r} is {found.field(field.name).type}, must be {field.type}."
                     )
@@ -347,43 +350,6 @@ class Dataset:
             stream.write(data)
         if local:
             self.filesystem.move(f"{target}.tmp", target)
-
-
-def cast_batch(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBatch:
-    """The batch's columns in `schema`'s order and types. Raises ArtifactError naming the column, or the row of a null."""
-    arrays = []
-    for field in schema:
-        column = batch.column(field.name)
-        try:
-            column = column if column.type == field.type else column.cast(field.type)
-        except pa.ArrowException as e:
-            raise ArtifactError(f"{where}, column {field.name!r}: {e}") from e
-        if not field.nullable and column.null_count:
-            row = column.is_null().index(True).as_py()
-            raise ArtifactError(f"{where}, column {field.name!r}: null in row {row} of a batch; every row needs a value.")
-        arrays.append(column)
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a cast can be safe: same type, or another width of it. Overflow is found when the values are cast."""
-    if pa.types.is_null(found) or found == wanted:
-        return True
-    if pa.types.is_list(wanted):
-        is_list = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
-        return is_list and _castable(found.value_type, wanted.value_type)
-    same_family = (
-        lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t) or _is_string_dictionary(t),
-        pa.types.is_integer,
-        pa.types.is_floating,
-    )
-    return any(test(found) and test(wanted) for test in same_family) or (
-        pa.types.is_floating(wanted) and pa.types.is_integer(found)
-    )
-
-
-def _is_string_dictionary(found: pa.DataType) -> bool:
-    return pa.types.is_dictionary(found) and pa.types.is_string(found.value_type)
 
 
 def _difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

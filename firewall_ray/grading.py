@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore, Dataset, cast_batch
+from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore, Dataset
+from firewall_ray.casting import cast_batch
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure
 from firewall_ray.job import StageResult
@@ -136,8 +137,8 @@ def _options(config: RunConfig, queries: pa.Table) -> Options:
 
 
 def _check_ids(samples: Dataset) -> None:
-    """Only the ids are held in memory."""
-    ids = samples.read(["query_id"])["query_id"]
+    """Of every row only the id stays in memory. Reading `task` finds its nulls here, where the row in the file is known."""
+    ids = pa.chunked_array([batch["query_id"] for batch in samples.iter_batches(["query_id", "task"])], pa.string())
     if not len(ids):
         raise ArtifactError(f"samples: {samples.path} has no rows. Run: {samples.made_by} --config FILE --force")
     check_unique(ids, f"samples: {samples.path}")

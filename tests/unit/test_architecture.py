@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOUNDATIONS = {f"firewall_ray.{name}" for name in ("schemas", "config", "errors", "artifacts")}
+FOUNDATIONS = {f"firewall_ray.{name}" for name in ("schemas", "config", "errors", "casting", "artifacts")}
 LIGHT = ("firewall_ray.tasks", "firewall_ray.labels", "firewall_ray.policy", "firewall_ray.evaluation.metrics")
 HEAVY = {"ray", "torch", "vllm", "deepspeed", "transformers", "datasets", "sklearn", "matplotlib"}
 MAX_LINES = 300

@@ -189,9 +189,10 @@ def test_only_the_columns_that_are_asked_for_are_needed(store: ArtifactStore) ->
     assert queries.require(["query_id"]).read(["query_id"]).num_rows == 1
 
 
-def test_a_null_where_a_value_is_needed_is_named(store: ArtifactStore) -> None:
-    write(store.queries(), [query("a"), query("b", prompt=None)], schema=pa.schema([(name, pa.string()) for name in QUERIES.names]))
-    with pytest.raises(ArtifactError, match=r"column 'prompt': null in row 1"):
+def test_a_null_where_a_value_is_needed_is_named_by_its_row_in_the_file(store: ArtifactStore) -> None:
+    rows = [query(f"q{i}", prompt=None if i == 9_000 else "?") for i in range(10_000)]  # in the second batch
+    write(store.queries(), rows, schema=pa.schema([(name, pa.string()) for name in QUERIES.names]))
+    with pytest.raises(ArtifactError, match=r"theirs\.parquet, column 'prompt': null in row 9000"):
         store.queries().require().read()
 
 
