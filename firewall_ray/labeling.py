@@ -5,10 +5,8 @@ model has no verdict on is left out and counted by its reason, in the manifest a
 """
 
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from firewall_ray.job import StageResult
 from firewall_ray.labels import compute_labels, pass_rate
 from firewall_ray.queries import check_splits, check_unique, read_queries
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
-from firewall_ray.spill import Spill, num_buckets
+from firewall_ray.spill import Spill, num_buckets, spill_folder
 
 QUERY_COLUMNS = ["query_id", "task", "split", "prompt"]
 GRADE_COLUMNS = ["query_id", "correct", "greedy_correct", "error"]
@@ -52,15 +50,15 @@ def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None =
 
     chosen = None if limit is None else read_queries(store, limit)["query_id"]
     count = num_buckets(max(dataset.num_rows() for dataset in (queries, weak, strong)))
-    with tempfile.TemporaryDirectory(prefix="firewall-ray-labels-") as folder:
+    with spill_folder() as folder:
         spills = {
-            "queries": Spill(queries, QUERY_COLUMNS, count, Path(folder, "queries")),
-            "weak": Spill(weak, GRADE_COLUMNS, count, Path(folder, "weak")),
-            "strong": Spill(strong, GRADE_COLUMNS, count, Path(folder, "strong")),
+            "queries": Spill(queries, QUERY_COLUMNS, count, folder / "queries"),
+            "weak": Spill(weak, GRADE_COLUMNS, count, folder / "weak"),
+            "strong": Spill(strong, GRADE_COLUMNS, count, folder / "strong"),
         }
         left_out: Counter[str] = Counter()
         num_labels = 0
-        whole = Path(folder, "labels.parquet")
+        whole = folder / "labels.parquet"
         with pq.ParquetWriter(whole, LABELS, compression="zstd") as writer:
             for number in range(count):
                 rows, reasons = label_rows(chosen=chosen, **{name: spill.bucket(number) for name, spill in spills.items()})

@@ -5,8 +5,9 @@ one bucket of each dataset in memory, never a whole one.
 """
 
 import itertools
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from zlib import crc32
 
@@ -30,24 +31,30 @@ def num_buckets(num_rows: int) -> int:
     return min(max(-(-num_rows // BUCKET_ROWS), 1), MAX_BUCKETS)
 
 
-class Spill:
-    """One dataset's columns in `count` bucket files under `folder`; rows keep their order within a bucket.
+@contextmanager
+def spill_folder() -> Iterator[Path]:
+    """A temporary folder under TMPDIR, deleted afterwards. Raises StorageFailure when it cannot be made, or the disk is full."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="firewall-ray-") as folder:
+            yield Path(folder)
+    except OSError as e:  # Of the spilled files alone: those of datasets have their own errors.
+        raise StorageFailure(
+            f"Cannot keep temporary files in {tempfile.gettempdir()}: {e}. Set TMPDIR to a folder with more space."
+        ) from e
 
-    Raises StorageFailure when the disk is full.
-    """
+
+class Spill:
+    """One dataset's columns in `count` bucket files under `folder`; rows keep their order within a bucket."""
 
     def __init__(self, dataset: Dataset, columns: list[str], count: int, folder: Path) -> None:
+        folder.mkdir()
         self.paths = [folder / f"{bucket:03}.arrow" for bucket in range(count)]
         schema = pa.schema([dataset.schema.field(name) for name in columns])
-        try:
-            folder.mkdir()
-            with ExitStack() as stack:
-                writers = [stack.enter_context(pa.ipc.new_file(str(path), schema)) for path in self.paths]
-                for batch in dataset.iter_batches(columns, READ_ROWS):
-                    for bucket, rows in _partition(batch, count):
-                        writers[bucket].write_batch(rows)
-        except OSError as e:
-            raise StorageFailure(f"{dataset.kind}: cannot spill to {folder}: {e}. Set TMPDIR to a disk with more space.") from e
+        with ExitStack() as stack:
+            writers = [stack.enter_context(pa.ipc.new_file(str(path), schema)) for path in self.paths]
+            for batch in dataset.iter_batches(columns, READ_ROWS):
+                for bucket, rows in _partition(batch, count):
+                    writers[bucket].write_batch(rows)
 
     def bucket(self, number: int) -> pa.Table:
         """The rows of one bucket, memory-mapped."""

@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 Break = Callable[[ArtifactStore, Path], Any]
 
 
-def run(script: str, root: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, root: str, folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     content = make_config(root).model_dump(mode="json", exclude_unset=True)
     (folder / "run.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, str(ROOT / "jobs" / f"{script}.py"), "--config", str(folder / "run.yaml"), *flags]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | {"AWS_EC2_METADATA_DISABLED": "true"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | environment
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
@@ -83,8 +83,37 @@ def test_a_wrong_config_stops_before_root_is_touched(flag: str, named: str, tmp_
 
 
 def test_an_s3_root_without_credentials_or_network_says_what_to_check(tmp_path: Path) -> None:
-    done = run("prepare_queries", "s3://bucket/run?region=us-east-1&endpoint_override=127.0.0.1:9&scheme=http", tmp_path)
+    done = run(
+        "prepare_queries",
+        "s3://bucket/run?region=us-east-1&endpoint_override=127.0.0.1:9&scheme=http",
+        tmp_path,
+        AWS_EC2_METADATA_DISABLED="true",
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert "AWS_ACCESS_KEY_ID" in done.stderr
     assert "endpoint_override" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_under_tmpdir_is_named_and_leaves_no_labels(tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the full disk: the same OSError, from the same writes."""
+    store = ArtifactStore(str(tmp_path / "root"))
+    names = [f"q{i}" for i in range(5_000)]
+    grades = [grade(name, "01") for name in names]
+    write_pair(store, [query(name) for name in names], grades, grades)
+    script = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "from handmade import make_config\n"
+        "from firewall_ray.job import job\n"
+        "from firewall_ray.labeling import run_labeling\n"
+        "with job('label', sys.argv[1], None, None, needs_ray=False) as context:\n"
+        "    run_labeling(context.config, context.store)\n"
+    )
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(make_config(store.root).model_dump(mode="json", exclude_unset=True)))
+    command = [sys.executable, "-c", script, str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Set TMPDIR to a folder with more space" in done.stderr
+    assert store.labels().state() == "missing"
