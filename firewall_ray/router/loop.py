@@ -91,9 +91,7 @@ def train_loop(config: dict[str, TrainSpec]) -> None:
     spec = config["spec"]
     _log_to_driver()
     with tempfile.TemporaryDirectory() as scratch:
-        batches = ray.train.get_dataset_shard("validation").iter_batches(batch_format="pyarrow", batch_size=None)
-        device = ray.train.torch.get_device()
-        worker = Worker(spec, load_tokenizer(spec.router.backbone), columns_of(batches), Path(scratch) / "best", device)
+        worker = start_worker(spec, Path(scratch))
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             _train_designs(worker, Progress(spec.designs[0]), None)
@@ -107,6 +105,13 @@ def train_loop(config: dict[str, TrainSpec]) -> None:
             if worker.is_first:
                 shutil.copytree(Path(folder) / "best", worker.best)
             _train_designs(worker, progress, Path(folder))
+
+
+def start_worker(spec: TrainSpec, scratch: Path) -> Worker:
+    """Tokenizer, device and the whole validation split."""
+    batches = ray.train.get_dataset_shard("validation").iter_batches(batch_format="pyarrow", batch_size=None)
+    device = ray.train.torch.get_device()
+    return Worker(spec, load_tokenizer(spec.router.backbone), columns_of(batches), scratch / "best", device)
 
 
 def _train_designs(worker: Worker, progress: Progress, state: Path | None) -> None:
@@ -134,7 +139,7 @@ def _train_design(worker: Worker, progress: Progress, state: Path | None) -> Non
         for epoch in range(len(progress.history), router.epochs):
             started = time.monotonic()
             torch.manual_seed(router.seed + epoch * router.num_workers + dist.get_rank())  # dropout, told again on a resume
-            metrics = _train_epoch(worker, engine, progress.design, epoch, monitor)
+            metrics = train_epoch(worker, engine, progress.design, epoch, monitor)
             logits = validation_logits(engine, worker.validation["input_ids"], worker.tokenizer.pad_token_id, batch_size)
             metrics |= validation_metrics(logits, worker.validation, progress.design, router.seed)
             progress.history.append({"epoch": epoch + 1, **metrics})
@@ -155,7 +160,7 @@ def _train_design(worker: Worker, progress: Progress, state: Path | None) -> Non
     dist.barrier()
 
 
-def _train_epoch(worker: Worker, engine: Any, design: str, epoch: int, monitor: TrainingMonitor | None) -> dict[str, float]:
+def train_epoch(worker: Worker, engine: Any, design: str, epoch: int, monitor: TrainingMonitor | None) -> dict[str, float]:
     """One pass over this worker's rows, each worker the same number of steps. Returns the epoch's loss and speed."""
     router = worker.spec.router
     batches = ray.train.get_dataset_shard("train").iter_torch_batches(

@@ -34,7 +34,7 @@ def run_training(config: RunConfig, store: ArtifactStore, *, limit: int | None =
     teach a design, ModelError or ConfigError where the backbone cannot be used, SystemFailure where workers died more often
     than `router.max_failures`.
     """
-    router = _for_workers(config.router)
+    router = for_workers(config.router)
     labels = store.labels().require(["query_id", "split", "prompt", *VALIDATION_COLUMNS, *router.designs])
     shared = {
         "router": config.router.model_dump(mode="json", exclude={"designs", "max_failures"}),
@@ -68,7 +68,7 @@ def run_training(config: RunConfig, store: ArtifactStore, *, limit: int | None =
     return {**result, "action": action, "num_trained": len(wanted), **{f"num_{split}": n for split, n in counts.items()}}
 
 
-def _for_workers(router: RouterConfig) -> RouterConfig:
+def for_workers(router: RouterConfig) -> RouterConfig:
     """The router's config with absolute paths: workers run in another folder. Raises ConfigError where it cannot be split."""
     if router.batch_size % router.num_workers:
         raise ConfigError(
@@ -89,7 +89,7 @@ def _train(spec: TrainSpec, labels: Dataset, checkpoints: str, limit: int | None
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"spec": spec},
-        datasets=_datasets(router, labels, spec.designs, limit),
+        datasets=datasets(router, labels, spec.designs, limit),
         dataset_config=FixedShards(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=router.num_workers,
@@ -121,7 +121,7 @@ def _train(spec: TrainSpec, labels: Dataset, checkpoints: str, limit: int | None
         ) from e
 
 
-def _datasets(router: RouterConfig, labels: Dataset, designs: Sequence[str], limit: int | None) -> dict[str, ray.data.Dataset]:
+def datasets(router: RouterConfig, labels: Dataset, designs: Sequence[str], limit: int | None) -> dict[str, ray.data.Dataset]:
     """Tokenised once, kept in the object store (4 bytes a token), and read from there in every epoch of every design."""
     train = read_split(labels, "train", designs, router.backbone, router.max_length, limit)
     columns = [*VALIDATION_COLUMNS, *designs]

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,7 @@ def settings(root: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def store(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactStore]:
+def store(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
     store = ArtifactStore(str(tmp_path_factory.mktemp("run")))
     write_labels(store, tiny_labels(200, 50, 60))
     for seed, design in enumerate(("soft_block", "hard_label")):

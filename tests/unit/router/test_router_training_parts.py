@@ -13,7 +13,7 @@ from firewall_ray.config import RouterConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.router.engine import deepspeed_config, learning_rate_scale, parameter_groups
 from firewall_ray.router.loop import Progress
-from firewall_ray.router.train import _for_workers
+from firewall_ray.router.train import for_workers
 from firewall_ray.router.validation import bce, sigmoid
 
 FLOATS = st.floats(-30, 30)
@@ -68,7 +68,7 @@ def test_the_best_epoch_is_the_first_with_the_lowest_loss() -> None:
 
 def test_a_batch_that_the_workers_cannot_share_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"router\.batch_size is 50 .* such as 52"):
-        _for_workers(RouterConfig(batch_size=50, num_workers=4))
+        for_workers(RouterConfig(batch_size=50, num_workers=4))
 
 
 def test_deepspeed_gets_the_whole_batch_and_each_workers_part() -> None:
