@@ -130,7 +130,9 @@ def main(
         best, bound = (min(results, key=lambda result: result["wall_s"]) for results in (runs, bounds))
         peak_mib = max(run["peak_mib"] for run in runs)
         rate, ratio = 2 * size * num_samples / best["wall_s"], bound["wall_s"] / best["wall_s"]
-        rows.append({"queries": size, **best, "samples_per_s": rate, "bound_s": bound["wall_s"], "of_bound": ratio})
+        rows.append(
+            {"queries": size, **best, "peak_mib": peak_mib, "samples_per_s": rate, "bound_s": bound["wall_s"], "of_bound": ratio}
+        )
         print(
             f"{size:>10,} {best['wall_s']:>8.2f} {best['cpu_s']:>8.2f} {rate:>12,.0f} "
             f"{bound['wall_s']:>8.2f} {ratio:>8.2f} {peak_mib:>9.0f}"
