@@ -242,7 +242,9 @@ class EvaluationConfig(Strict):
 class RayConfig(Strict):
     """How jobs join Ray. On a cluster (`ray job submit`) leave it as it is."""
 
-    address: str | None = Field(None, description="None: the running cluster of this environment, else a local one.")
+    address: str | None = Field(
+        None, description="None: the cluster the job was submitted to (RAY_ADDRESS), else a Ray of its own; auto: one running here."
+    )
     num_cpus: Positive | None = Field(None, description="Of a local Ray. None: all, 8 at least: actors share cores.")
     object_store_memory_gib: float | None = Field(None, gt=0, description="Of a local Ray. None: Ray decides (30% of memory).")
     dashboard: bool = Field(True, description="Serve Ray's dashboard with a local Ray.")

@@ -91,7 +91,7 @@ def job(verb: str, config_path: str, root: str | None, overrides: list[str] | No
 
 @contextmanager
 def connected(config: RayConfig) -> Iterator[None]:
-    """Joins the cluster of this environment, or starts a local Ray, and leaves it again. Keeps a connection that is there."""
+    """Joins the cluster that this job was submitted to, or starts a local Ray, and leaves it again. Keeps a connection that is there."""
     import ray  # Seconds to import; the jobs that need no Ray start without it.
 
     if ray.is_initialized():
@@ -104,22 +104,17 @@ def connected(config: RayConfig) -> Iterator[None]:
         "TRANSFORMERS_VERBOSITY": "error",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
+    # Never by accident into a Ray that somebody else started on this machine: that takes ray.address: auto.
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {}
-    on_a_cluster = os.environ.keys() & {"RAY_ADDRESS", "RAY_JOB_ID"}
-    if config.address == "local" or (config.address is None and not on_a_cluster):
+    if address == "local":
         local = {"num_cpus": config.num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS), "include_dashboard": config.dashboard}
         if config.object_store_memory_gib is not None:
             local["object_store_memory"] = int(config.object_store_memory_gib * 2**30)
     try:
-        context = ray.init(address=config.address, runtime_env={"env_vars": env_vars}, logging_level=logging.WARNING, **local)
-    except ValueError as e:
-        raise ConfigError(
-            f"ray: {e} To join a Ray that runs here already, leave ray.num_cpus and ray.object_store_memory_gib out; for one of "
-            "the job's own set ray.address to local."
-        ) from e
-    except (ConnectionError, RuntimeError) as e:
-        address = config.address or os.environ.get("RAY_ADDRESS")
-        raise SystemFailure(f"Cannot join Ray (ray.address or RAY_ADDRESS: {address}): {e}") from e
+        context = ray.init(address=address, runtime_env={"env_vars": env_vars}, logging_level=logging.WARNING, **local)
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        raise SystemFailure(f"Cannot join Ray at {address} (ray.address, else RAY_ADDRESS, else a local one): {e}") from e
     _quieten_ray_data()
     if local and context.dashboard_url:
         logger.info("Ray dashboard: http://%s", context.dashboard_url)
