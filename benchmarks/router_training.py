@@ -47,7 +47,7 @@ class PlainLoop:
     def __init__(self, worker: Worker) -> None:
         self.worker, router = worker, worker.spec.router
         rows = list(ray.train.get_dataset_shard("train").iter_rows())
-        self.ids = [row["input_ids"].tolist() for row in rows]
+        self.ids = [row["input_ids"] for row in rows]
         self.labels = torch.tensor([row[DESIGN] for row in rows])
         self.model = DistributedDataParallel(build_model(router, worker.tokenizer).to(worker.device)).train()
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, router.weight_decay), lr=router.learning_rate)

@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import RayConfig, RunConfig, load_config
-from firewall_ray.errors import ConfigError, FirewallRayError, SystemFailure, UserError
+from firewall_ray.errors import FirewallRayError, SystemFailure, UserError
 
 ConfigOption = Annotated[str, typer.Option("--config", help="YAML file of the run; examples in jobs/configs/.")]
 RootOption = Annotated[str | None, typer.Option("--root", help="Artifact folder or URI; above the config's own.")]
@@ -91,7 +91,7 @@ def job(verb: str, config_path: str, root: str | None, overrides: list[str] | No
 
 @contextmanager
 def connected(config: RayConfig) -> Iterator[None]:
-    """Joins the cluster that this job was submitted to, or starts a local Ray, and leaves it again. Keeps a connection that is there."""
+    """Joins the cluster that the job was submitted to, or starts a local Ray, and leaves it; keeps a connection that is there."""
     import ray  # Seconds to import; the jobs that need no Ray start without it.
 
     if ray.is_initialized():
