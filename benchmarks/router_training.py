@@ -70,8 +70,8 @@ class PlainLoop:
         return len(order) * router.num_workers / (time.monotonic() - started)
 
 
-def compare(config: dict[str, Any]) -> None:
-    """On each worker: `pairs` epochs of each loop by turns. Reports a list of (ours, plain) in samples/s."""
+def compare(config: dict[str, Any]) -> list[tuple[float, float]]:
+    """On each worker: `pairs` epochs of each loop by turns. Returns a list of (ours, plain) in samples/s."""
     spec: TrainSpec = config["spec"]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -87,7 +87,7 @@ def compare(config: dict[str, Any]) -> None:
             ours = train_epoch(worker, engine, DESIGN, epoch, monitor)["num_samples_per_s"]
             dist.barrier()
             found.append((ours, plain.epoch(epoch)))
-        ray.train.report({"pairs": found})
+    return found
 
 
 def write_labels(store: ArtifactStore, num_train: int) -> None:
@@ -131,7 +131,7 @@ def main(
                 scaling_config=ray.train.ScalingConfig(num_workers=router.num_workers, use_gpu=router.device == "gpu"),
                 run_config=ray.train.RunConfig(storage_path=f"{folder}/train"),
             )
-            ours, plain = np.array(trainer.fit().metrics["pairs"][1:]).T
+            ours, plain = np.array(trainer.fit().return_value[1:]).T
     summary = {
         "ours_samples_per_s": float(np.median(ours)),
         "plain_samples_per_s": float(np.median(plain)),
