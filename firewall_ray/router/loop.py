@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.train
+import ray.train.v2._internal.execution.context
 import torch
 import torch.distributed as dist
 from pyarrow import fs as pafs
@@ -242,7 +243,8 @@ def _log_epoch(worker: Worker, progress: Progress, epoch_s: float) -> None:
 
 def _log_to_driver() -> None:
     """Rank 0's log lines go to its stderr, which Ray relays to the driver's; what Ray says of each epoch does not."""
-    for name in ("ray.data", "ray.train"):
+    # Ray Train's own line for each report comes from a logger named after its source file.
+    for name in ("ray.data", "ray.train", ray.train.v2._internal.execution.context.__file__):
         logging.getLogger(name).setLevel(logging.WARNING)
     DataContext.get_current().enable_progress_bars = False
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
