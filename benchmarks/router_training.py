@@ -125,7 +125,7 @@ def main(
         with connected(loaded.ray):
             trainer = TorchTrainer(
                 compare,
-                train_loop_config={"spec": TrainSpec(store, router, (DESIGN,), num_train), "pairs": pairs},
+                train_loop_config={"spec": TrainSpec(store, router, (DESIGN,), num_train, progress=None), "pairs": pairs},
                 datasets=datasets(router, store.labels(), [DESIGN], None),
                 dataset_config=FixedShards(),
                 scaling_config=ray.train.ScalingConfig(num_workers=router.num_workers, use_gpu=router.device == "gpu"),

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Annotated, Any
@@ -104,6 +105,8 @@ def connected(config: RayConfig) -> Iterator[None]:
         "TRANSFORMERS_VERBOSITY": "error",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
+    # A submitted job's own env_vars are in this process' environment already, and Ray refuses to be told them twice.
+    env_vars = {name: value for name, value in env_vars.items() if name not in os.environ}
     # Never by accident into a Ray that somebody else started on this machine: that takes ray.address: auto.
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {}
@@ -112,7 +115,9 @@ def connected(config: RayConfig) -> Iterator[None]:
         if config.object_store_memory_gib is not None:
             local["object_store_memory"] = int(config.object_store_memory_gib * 2**30)
     try:
-        context = ray.init(address=address, runtime_env={"env_vars": env_vars}, logging_level=logging.WARNING, **local)
+        # Workers' output stays in Ray's logs and dashboard; what a person should see comes through `progress.watch`.
+        options: dict[str, Any] = {"runtime_env": {"env_vars": env_vars}, "log_to_driver": False, "logging_level": logging.ERROR}
+        context = ray.init(address=address, **options, **local)
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise SystemFailure(f"Cannot join Ray at {address} (ray.address, else RAY_ADDRESS, else a local one): {e}") from e
     _quieten_ray_data()
@@ -128,6 +133,8 @@ def _quieten_ray_data() -> None:
     """Stages show their own progress; Ray Data's bars and its line for every dataset would drown it."""
     from ray.data import DataContext
 
+    # Ray 2.60 announces named parameters for what map_batches hands to actors, but has none for concurrency and restarts.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args. is deprecated")
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says once that the bars are off

@@ -1,7 +1,7 @@
 """Progress of long stages: actors count what is done, the driver shows it.
 
 `ProgressCounter` runs as an actor of no CPU; workers add to it after every batch. `watch` shows its numbers on stderr, as a
-live bar in a terminal and as a line now and then elsewhere (CI, `ray job logs`).
+live bar in a terminal and as a line now and then elsewhere (CI, `ray job logs`). Workers' own output stays in Ray's logs.
 """
 
 import logging
@@ -28,13 +28,31 @@ class ProgressCounter:
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self._lines: list[str] = []
 
     def add(self, key: str, amounts: Mapping[str, float]) -> None:
         for name, amount in amounts.items():
             self._sums[key][name] += amount
 
-    def read(self) -> dict[str, dict[str, float]]:
-        return {key: dict(sums) for key, sums in self._sums.items()}
+    def say(self, line: str) -> None:
+        """A line for the driver's log, such as an epoch's losses."""
+        self._lines.append(line)
+
+    def read(self) -> tuple[dict[str, dict[str, float]], list[str]]:
+        """All sums, and the lines said since the last call."""
+        lines, self._lines = self._lines, []
+        return {key: dict(sums) for key, sums in self._sums.items()}, lines
+
+
+class DriverHandler(logging.Handler):
+    """Sends a worker's log lines to the driver's log, through the counter that `watch` yields."""
+
+    def __init__(self, counter: Any) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._counter.say.remote(self.format(record))
 
 
 @contextmanager
@@ -81,25 +99,31 @@ def _show_bars(stage: str, counter: Any, totals: dict[str, int], done: dict[str,
 
 def _show_lines(stage: str, counter: Any, totals: dict[str, int], done: dict[str, int], finished: threading.Event) -> None:
     meters = {key: _Meter(total - done.get(key, 0)) for key, total in totals.items()}
+    next_line_at = time.monotonic() + LOG_EVERY_S
     while True:
-        last = finished.wait(LOG_EVERY_S)
+        last = finished.wait(POLL_S)
         sums_of = _read(counter)
-        for key, total in totals.items():
-            sums = sums_of.get(key, {})
-            completed = done.get(key, 0) + int(sums.get("rows", 0))
-            rates = meters[key].describe(sums)
-            left_s = (total - completed) / meters[key].rows_per_s if meters[key].rows_per_s else None
-            eta = f", {left_s:,.0f} s left" if left_s else ""
-            logger.info("%s %s: %s of %s rows, %s%s", stage, key, f"{completed:,}", f"{total:,}", rates, eta)
+        if last or time.monotonic() >= next_line_at:
+            next_line_at = time.monotonic() + LOG_EVERY_S
+            for key, total in totals.items():
+                sums = sums_of.get(key, {})
+                completed = done.get(key, 0) + int(sums.get("rows", 0))
+                rates = meters[key].describe(sums)
+                left_s = (total - completed) / meters[key].rows_per_s if meters[key].rows_per_s else None
+                eta = f", {left_s:,.0f} s left" if left_s else ""
+                logger.info("%s %s: %s of %s rows, %s%s", stage, key, f"{completed:,}", f"{total:,}", rates, eta)
         if last:
             return
 
 
 def _read(counter: Any) -> dict[str, dict[str, float]]:
+    """The counter's sums; the lines it was told go to the log."""
     try:
-        sums: dict[str, dict[str, float]] = ray.get(counter.read.remote(), timeout=5)
+        sums, lines = ray.get(counter.read.remote(), timeout=5)
     except ray.exceptions.RayError:
         return {}  # progress is for looking at; a missed reading must not disturb the stage
+    for line in lines:
+        logger.info("%s", line)
     return sums
 
 

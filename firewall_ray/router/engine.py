@@ -8,14 +8,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firewall_ray.config import RouterConfig
+
+if TYPE_CHECKING:  # imported where it is used: it writes to stdout on import, and the driver does not need it
+    import deepspeed
 
 _ZERO_PARTITIONED_WEIGHTS = 3
 
@@ -52,8 +54,10 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     ]
 
 
-def make_engine(model: PreTrainedModel, router: RouterConfig, num_steps: int) -> deepspeed.DeepSpeedEngine:
+def make_engine(model: PreTrainedModel, router: RouterConfig, num_steps: int) -> "deepspeed.DeepSpeedEngine":
     """Wrap the model for data-parallel training over `num_steps` optimizer steps."""
+    import deepspeed
+
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # This op only serves tensor-parallel inference on CPUs; left on, importing it compiles C++ for up to two minutes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -70,10 +74,12 @@ def make_engine(model: PreTrainedModel, router: RouterConfig, num_steps: int) ->
 
 
 def save_weights(
-    engine: deepspeed.DeepSpeedEngine, tokenizer: PreTrainedTokenizerBase, zero_stage: int, folder: Path | None
+    engine: "deepspeed.DeepSpeedEngine", tokenizer: PreTrainedTokenizerBase, zero_stage: int, folder: Path | None
 ) -> None:
     """A Hugging Face folder of the engine's weights. Called on every worker, since ZeRO 3 gathers them; written where
     `folder` is given (rank 0)."""
+    import deepspeed
+
     parameters = list(engine.module.parameters())
     with deepspeed.zero.GatheredParameters(parameters, enabled=zero_stage == _ZERO_PARTITIONED_WEIGHTS):
         if folder is not None:
@@ -82,12 +88,12 @@ def save_weights(
 
 
 @contextmanager
-def saved_state(engine: deepspeed.DeepSpeedEngine) -> Iterator[Path]:
+def saved_state(engine: "deepspeed.DeepSpeedEngine") -> Iterator[Path]:
     """This worker's part of weights, optimizer and schedule in a temporary folder. Called on every worker: it waits."""
     with tempfile.TemporaryDirectory() as folder:
         engine.save_checkpoint(folder, tag="engine", save_latest=False)
         yield Path(folder)
 
 
-def load_state(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
+def load_state(engine: "deepspeed.DeepSpeedEngine", folder: Path) -> None:
     engine.load_checkpoint(str(folder), tag="engine")

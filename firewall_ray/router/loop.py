@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 
 from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.config import RouterConfig
+from firewall_ray.progress import DriverHandler
 from firewall_ray.router.card import TRAINED_FILE, VALIDATION_FILE
 from firewall_ray.router.data import Collate, columns_of
 from firewall_ray.router.engine import load_state, make_engine, save_weights, saved_state
@@ -46,12 +46,13 @@ logger = logging.getLogger("firewall_ray")
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """What the driver hands to every worker. num_train: rows over all workers."""
+    """What the driver hands to every worker. num_train: rows over all workers; progress: the driver's `ProgressCounter`."""
 
     store: ArtifactStore
     router: RouterConfig
     designs: tuple[str, ...]
     num_train: int
+    progress: Any
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Worker:
 def train_loop(config: dict[str, TrainSpec]) -> None:
     """The worker's entry point, in the form that Ray Train calls."""
     spec = config["spec"]
-    _log_to_driver()
+    _log_to_driver(spec.progress)
     with tempfile.TemporaryDirectory() as scratch:
         worker = start_worker(spec, Path(scratch))
         checkpoint = ray.train.get_checkpoint()
@@ -241,16 +242,12 @@ def _log_epoch(worker: Worker, progress: Progress, epoch_s: float) -> None:
     )
 
 
-def _log_to_driver() -> None:
-    """Rank 0's log lines go to its stderr, which Ray relays to the driver's; what Ray says of each epoch does not."""
-    # Ray Train's own line for each report comes from a logger named after its source file.
-    for name in ("ray.data", "ray.train", ray.train.v2._internal.execution.context.__file__):
+def _log_to_driver(progress: Any) -> None:
+    """Rank 0's log lines go to the driver's log; what Ray says of each epoch goes nowhere."""
+    for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
     DataContext.get_current().enable_progress_bars = False
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     logger.setLevel(logging.INFO if ray.train.get_context().get_world_rank() == 0 else logging.WARNING)
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
+    logger.handlers = [DriverHandler(progress)]
+    logger.propagate = False

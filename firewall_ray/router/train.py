@@ -6,7 +6,6 @@ most one epoch; when the driver dies, the same command goes on from the last che
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import ray
 import ray.train
@@ -16,6 +15,8 @@ from ray.train.torch import TorchTrainer
 from firewall_ray.artifacts import ArtifactStore, Dataset, fingerprint
 from firewall_ray.config import RouterConfig, RunConfig, model_path
 from firewall_ray.errors import ConfigError, FirewallRayError, SystemFailure
+from firewall_ray.job import StageResult
+from firewall_ray.progress import watch
 from firewall_ray.router.card import TRAINED_FILE, write_card
 from firewall_ray.router.data import VALIDATION_COLUMNS, FixedShards, check_labels, read_split
 from firewall_ray.router.loop import TrainSpec, train_loop
@@ -24,7 +25,6 @@ from firewall_ray.router.model import load_tokenizer, network_config
 CHECKPOINTS_FOLDER = "_router_training"  # under ROOT; a run's folder is deleted once its routers are finished
 
 logger = logging.getLogger("firewall_ray")
-StageResult = dict[str, Any]
 
 
 def run_training(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> StageResult:
@@ -59,7 +59,8 @@ def run_training(config: RunConfig, store: ArtifactStore, *, limit: int | None =
         store.router(design).begin({"design": design, **shared}, keep_files=actions[design] == "resume")
     untrained = [design for design in wanted if not _is_trained(store.router(design))]
     if untrained:
-        _train(TrainSpec(store, router, tuple(untrained), counts["train"]), labels, checkpoints, limit)
+        with watch("train_router", totals={}) as progress:
+            _train(TrainSpec(store, router, tuple(untrained), counts["train"], progress), labels, checkpoints, limit)
     for design in wanted:
         write_card(config, design, store.router(design), counts)
         store.router(design).finish(config.model_dump(mode="json"), counts)
