@@ -1,18 +1,20 @@
 """Validation on the training workers: every query once, whatever the number of workers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from firewall_ray.router.data import pad_rows
 
+if TYPE_CHECKING:
+    import deepspeed
+
 
 @torch.no_grad()
-def validation_logits(engine: deepspeed.DeepSpeedEngine, ids: list[list[int]], pad_token_id: int, batch_size: int) -> np.ndarray:
+def validation_logits(engine: "deepspeed.DeepSpeedEngine", ids: list[list[int]], pad_token_id: int, batch_size: int) -> np.ndarray:
     """The logit of each row, float64, (num_rows,), the same on every worker. `ids` must be in the same order on all.
 
     Each worker takes every num_workers-th row, by length. All run the same number of batches, the last of them perhaps on a

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -109,8 +110,10 @@ def head() -> Iterator[dict[str, str]]:
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     yield environment
-    process.terminate()
+    for child in [*psutil.Process(process.pid).children(recursive=True), process]:  # `ray stop` would end the other tests' Ray too
+        child.kill()
     process.wait(30)
+    Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)  # it would send later drivers to the head that is gone
 
 
 def submit(head: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
