@@ -8,6 +8,8 @@ The job also generates one greedy answer a query, with logprobs; the headline co
 """
 
 import json
+import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,30 +50,29 @@ def job_rate(config: RunConfig, store: ArtifactStore, model: str) -> tuple[float
 
 
 def bare_rate(config: RunConfig, store: ArtifactStore, model: str) -> float:
-    """Tokens/s of one `LLM.generate` call over all prompts, in a process of its own."""
+    """Tokens/s of one `LLM.generate` call over all prompts, in a process of its own with the environment of an engine's actor."""
     spec = config.models[model]
     assert isinstance(spec, VllmModelConfig)
     request = {
         "engine": engine_args(spec, config.sampling.seed),
-        "kv_cache_gib": spec.kv_cache_gib,
         "prompts": store.queries().read(["prompt"])["prompt"].to_pylist(),
         "n": config.sampling.num_samples,
     }
+    environment = {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(spec.kv_cache_gib)),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        # What Ray gives the actor. Set before the process starts: torch reads it once, when it is imported.
+        "OMP_NUM_THREADS": str(max(1, int(spec.num_cpus))),
+    }
     script = [sys.executable, __file__, "--bare"]
-    done = subprocess.run(script, input=json.dumps(request), capture_output=True, text=True, check=True)
+    done = subprocess.run(script, input=json.dumps(request), env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
 
 def bare(request: dict[str, Any]) -> float:
-    import os
-
-    os.environ.update(
-        VLLM_CPU_KVCACHE_SPACE=str(int(request["kv_cache_gib"])),
-        VLLM_CPU_OMP_THREADS_BIND="nobind",
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_LOGGING_LEVEL="ERROR",
-        OMP_NUM_THREADS="1",  # what Ray gives an actor of one CPU
-    )
     from vllm import LLM, SamplingParams
 
     llm = LLM(**request["engine"])

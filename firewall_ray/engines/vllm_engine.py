@@ -150,9 +150,11 @@ def start_engine(config: VllmModelConfig, seed: int) -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
     from vllm import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    return LLMEngine.from_engine_args(EngineArgs(**engine_args(config, seed)))
+    # As `vllm.LLM` has it: vLLM then picks the batch limits of offline use, larger than a server's.
+    return LLMEngine.from_engine_args(EngineArgs(**engine_args(config, seed)), usage_context=UsageContext.LLM_CLASS)
 
 
 def engine_args(config: VllmModelConfig, seed: int) -> dict[str, Any]:
