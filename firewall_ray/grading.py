@@ -35,12 +35,14 @@ logger = logging.getLogger("firewall_ray")
 def run_grading(
     config: RunConfig, store: ArtifactStore, *, models: Sequence[str] | None = None, limit: int | None = None, force: bool = False
 ) -> list[StageResult]:
-    """Grade the samples of `models` (the pair, when None); with `limit` only those of the first queries. One result a model.
+    """Grade the samples of `models`, or of the pair as far as they are there. One result a model.
+
+    With `limit` only those of the first queries.
 
     Raises ConfigError for an unknown model key, TaskError for a task that does not exist, ArtifactMissing, and ArtifactError
     for query_ids that come twice.
     """
-    keys = list(dict.fromkeys(models or (config.pair.weak, config.pair.strong)))
+    keys = list(dict.fromkeys(models or _sampled_of_pair(config, store)))
     for key in keys:
         if key not in config.models:
             raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")
@@ -62,6 +64,15 @@ def run_grading(
             logger.warning("grade: %s of %s rows of %s have an error", f"{counts['errors']:,}", f"{counts['rows']:,}", key)
         results.append({"stage": "grade", "model": key, "action": action, "path": grades.path, **counts})
     return results
+
+
+def _sampled_of_pair(config: RunConfig, store: ArtifactStore) -> list[str]:
+    """The pair's models that have samples; both where none has any, so that the message says what to run."""
+    pair = [config.pair.weak, config.pair.strong]
+    there = [key for key in pair if store.samples(key).state() != "missing"]
+    for key in set(pair) - set(there or pair):
+        logger.warning("grade: no samples of %s at %s; grading the other model", key, store.samples(key).path)
+    return there or pair
 
 
 def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options) -> pa.Table:

@@ -109,6 +109,16 @@ class TestJob:
             assert [*row["correct"], row["greedy_correct"]] == [text == "yes" for text in texts[name]]
             assert row["model"] == "weak"
 
+    def test_the_model_of_the_pair_that_has_samples_is_graded_without_the_other(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store = ArtifactStore(str(tmp_path))
+        write(store.queries(), [query("a")])
+        write(store.samples("strong"), [sample("a", ["yes", "no"], "yes")])
+        (result,) = grade_all(tmp_path, models=None)
+        assert (result["model"], result["rows"]) == ("strong", 1)
+        assert "no samples of weak" in caplog.text
+
     def test_bad_rows_are_counted_and_stop_nothing(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         store = ArtifactStore(str(tmp_path))
         write(store.queries(), [query("a"), query("b"), query("c"), query("d", reference="{}")])
