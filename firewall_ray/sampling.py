@@ -117,6 +117,7 @@ class SamplingJob:
         wanted = self._write_wanted()
         logger.info("sample: %s of %s with %s", f"{len(self.queries):,} queries", self.key, _engine_words(self.model))
         dataset = ray.data.read_parquet(wanted, filesystem=self.samples.filesystem)
+        dataset.context.raise_original_map_exception = True  # Ray Data's own wrapping forgets what was wrong
         dataset.context.checkpoint_config = CheckpointConfig(
             id_column="query_id",
             checkpoint_path=f"{self.samples.path}/{CHECKPOINT}",
@@ -220,6 +221,9 @@ class SamplingJob:
     def _explain(self, error: RayError) -> Exception:
         """Ray's exception in the words of this project."""
         cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, EngineDied):
+            reason = str(cause).splitlines()[0]  # Ray Data adds advice on its own retries
+            return EngineDied(f"{reason}. What was sampled is kept; run the same command again to go on.")
         if isinstance(cause, RayActorError):
             return EngineDied(
                 f"The engine of model {self.key!r} died more than {self.config.sampling.max_restarts} times "

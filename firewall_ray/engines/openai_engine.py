@@ -3,6 +3,9 @@
 Rows in: `query_id`, `task`, `prompt`. Rows out: `samples/`. Runs on each sampling actor, which only waits on the network:
 requests in flight are bounded by `max_concurrency`, and tried again with exponential backoff and jitter on the statuses
 and network errors that may pass.
+
+What then still fails is one of two things. A query that the server cannot answer becomes a row with `error`. A server that
+cannot be reached or takes no more requests ends the job, resumable: an outage must not turn the rest of a run into errors.
 """
 
 import asyncio
@@ -18,9 +21,10 @@ from tenacity.wait import wait_base
 
 from firewall_ray.config import OpenAIModelConfig
 from firewall_ray.engines.rows import Completion, RowCounts, SamplingSpec, error_row, sample_row, to_table
-from firewall_ray.errors import ConfigError, FirewallRayError
+from firewall_ray.errors import ConfigError, EngineDied, FirewallRayError
 
-RETRYABLE_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
+UNAVAILABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
+RETRYABLE_STATUSES = UNAVAILABLE_STATUSES | {409, 500}
 
 
 class CompletionError(FirewallRayError):
@@ -65,8 +69,10 @@ class OpenAISampler:
     async def _row(self, query: Mapping[str, Any]) -> dict[str, Any]:
         try:
             (samples, num_prompt_tokens), (greedy, margin) = await asyncio.gather(self._sampled(query), self._greedy(query))
-        except (FirewallRayError, httpx.HTTPError) as e:  # this query alone failed; the others go on
-            return error_row(query, self.model, e)
+        except (CompletionError, httpx.HTTPError) as e:
+            if _is_outage(e):
+                raise EngineDied(f"models.{self.model}.base_url: {self._config.base_url} does not answer any more: {e!r}") from e
+            return error_row(query, self.model, e)  # this query alone failed; the others go on
         return sample_row(query, self.model, samples, greedy, margin, num_prompt_tokens)
 
     async def _sampled(self, query: Mapping[str, Any]) -> tuple[list[Completion], int | None]:
@@ -150,6 +156,13 @@ def _text(choice: Mapping[str, Any]) -> str:
 
 def _may_pass(error: BaseException) -> bool:
     return isinstance(error, httpx.TransportError) or (isinstance(error, CompletionError) and error.status in RETRYABLE_STATUSES)
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Whether the server, not the query, is at fault. A read that timed out may be one query's too long answer."""
+    if isinstance(error, CompletionError):
+        return error.status in UNAVAILABLE_STATUSES
+    return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.ReadTimeout)
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:

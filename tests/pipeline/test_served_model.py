@@ -16,6 +16,7 @@ from test_sampling import NUM_SAMPLES, pass_rates, settings
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import RunConfig
+from firewall_ray.errors import EngineDied
 from firewall_ray.queries import run_prepare_queries
 from firewall_ray.sampling import run_sampling
 
@@ -82,3 +83,14 @@ def test_a_served_model_gives_the_same_rows_as_vllm_in_the_cluster(
         simulated = np.random.default_rng(0).binomial(NUM_SAMPLES, exact, (2_000, len(exact))) / NUM_SAMPLES
         low, high = np.quantile(simulated.mean(axis=1), [0.0005, 0.9995])
         assert low <= observed.mean() <= high
+
+
+def test_a_server_that_is_gone_ends_the_job_with_its_address_and_loses_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    raw = settings(tmp_path, 10)
+    raw["models"]["served"] = {"engine": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "weak", "max_attempts": 1}
+    config = RunConfig.model_validate(raw)
+    store = ArtifactStore(config.root)
+    run_prepare_queries(config, store)
+    with pytest.raises(EngineDied, match=r"http://127\.0\.0\.1:9/v1 does not answer any more.*run the same command again"):
+        run_sampling(config, store, models=["served"])
+    assert store.samples("served").state() == "unfinished"

@@ -16,7 +16,7 @@ import pytest
 from firewall_ray.config import OpenAIModelConfig
 from firewall_ray.engines.openai_engine import OpenAISampler, api_key, completions_of, first_token_margin
 from firewall_ray.engines.rows import SamplingSpec
-from firewall_ray.errors import ConfigError
+from firewall_ray.errors import ConfigError, EngineDied
 
 SPEC = SamplingSpec(num_samples=4, temperature=0.7, top_p=0.9, seed=0, stop={"t": ("\n",)}, max_tokens={"t": 5})
 Answer = tuple[int, dict[str, str], Any]
@@ -136,9 +136,9 @@ def test_lasting_faults_become_error_rows_and_the_others_go_on(server: FaultySer
 
 
 def test_attempts_are_bounded(server: FaultyServer) -> None:
-    server.behave = lambda body, number: (503, {}, {})
+    server.behave = lambda body, number: (500, {}, {})
     (row,) = sample(server, max_attempts=2, max_concurrency=1)
-    assert "HTTP 503" in row["error"]
+    assert "HTTP 500" in row["error"]
     assert len(server.bodies) <= 4  # two attempts of each of the query's two requests
 
 
@@ -149,9 +149,28 @@ def test_an_answer_that_is_not_a_completion_becomes_an_error_row(server: FaultyS
     assert "not a completion" in row["error"]
 
 
-def test_a_refused_connection_becomes_an_error_row() -> None:
-    (row,) = sample(FaultyServer(url="http://127.0.0.1:9/v1"), max_attempts=1)
-    assert row["error"].startswith("ConnectError")
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_takes_no_more_requests_ends_the_job_and_turns_no_row_into_an_error(
+    server: FaultyServer, status: int
+) -> None:
+    server.behave = lambda body, number: completion(body) if number <= 2 else (status, {}, {})
+    with pytest.raises(EngineDied, match=rf"models\.m\.base_url: .* does not answer any more: .*HTTP {status}"):
+        sample(server, num_queries=3, max_attempts=2)
+
+
+def test_a_refused_connection_ends_the_job() -> None:
+    with pytest.raises(EngineDied, match="ConnectError"):
+        sample(FaultyServer(url="http://127.0.0.1:9/v1"), max_attempts=1)
+
+
+def test_an_answer_that_takes_too_long_is_that_querys_error(server: FaultyServer) -> None:
+    def slow(body: dict[str, Any], number: int) -> Answer:
+        threading.Event().wait(0.5 if number == 1 else 0)
+        return completion(body)
+
+    server.behave = slow
+    rows = sample(server, num_queries=2, max_attempts=1, timeout_s=0.2)
+    assert sorted(row["error"] is None for row in rows) == [False, True]
 
 
 def test_requests_in_flight_are_bounded(server: FaultyServer) -> None:
