@@ -32,11 +32,12 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/run
-	$(BIN)/python benchmarks/labels.py
-	$(BIN)/python benchmarks/router_scoring.py
-	$(BIN)/python benchmarks/router_training.py
+# Scoring is measured with the router that the quickstart trained.
+bench: quickstart
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/labels.py
+	$(BIN)/python benchmarks/router_training.py --config $(CONFIG)
+	$(BIN)/python benchmarks/router_scoring.py --router runs/quickstart/routers/soft_block
 
 models: .venv/run
 	$(BIN)/python quickstart/train_models.py
