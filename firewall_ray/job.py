@@ -31,6 +31,13 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Do it again although
 # Two engines and the small actors of two Ray Data pipelines each reserve a CPU; on fewer a job would wait for ever.
 MIN_LOCAL_CPUS = 8
 
+WORKER_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+
 StageResult = dict[str, Any]
 console = Console(stderr=True)
 logger = logging.getLogger("firewall_ray")
@@ -98,30 +105,26 @@ def connected(config: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # The driver's environment reaches workers of a local Ray anyway; these must also reach those of a cluster.
-    env_vars = {
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    # A submitted job's own env_vars are in this process' environment already, and Ray refuses to be told them twice.
-    env_vars = {name: value for name, value in env_vars.items() if name not in os.environ}
     # Never by accident into a Ray that somebody else started on this machine: that takes ray.address: auto.
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    local: dict[str, Any] = {}
+    # Workers' output stays in Ray's logs and dashboard; what a person should see comes through `progress.watch`.
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # A submitted job's own env_vars are in this process' environment already, and Ray refuses to be told them twice.
+    env_vars = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ}
     if address == "local":
-        local = {"num_cpus": config.num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS), "include_dashboard": config.dashboard}
+        os.environ.update(env_vars)  # inherited; a runtime_env would make Ray start every worker a second time
+        options["num_cpus"] = config.num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS)
+        options["include_dashboard"] = config.dashboard
         if config.object_store_memory_gib is not None:
-            local["object_store_memory"] = int(config.object_store_memory_gib * 2**30)
+            options["object_store_memory"] = int(config.object_store_memory_gib * 2**30)
+    else:
+        options["runtime_env"] = {"env_vars": env_vars}
     try:
-        # Workers' output stays in Ray's logs and dashboard; what a person should see comes through `progress.watch`.
-        options: dict[str, Any] = {"runtime_env": {"env_vars": env_vars}, "log_to_driver": False, "logging_level": logging.ERROR}
-        context = ray.init(address=address, **options, **local)
+        context = ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise SystemFailure(f"Cannot join Ray at {address} (ray.address, else RAY_ADDRESS, else a local one): {e}") from e
     _quieten_ray_data()
-    if local and context.dashboard_url:
+    if address == "local" and context.dashboard_url:
         logger.info("Ray dashboard: http://%s", context.dashboard_url)
     try:
         yield
