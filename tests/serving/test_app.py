@@ -4,7 +4,6 @@ One application serves every test of this module; the last ones break its router
 """
 
 import json
-import os
 import signal
 import socket
 import time
@@ -336,13 +335,12 @@ def test_a_router_that_hangs_costs_a_request_the_deadline_and_no_more(served: Se
 
 
 def test_a_dead_router_fails_open_and_comes_back(served: Served) -> None:
-    process = router_process()
-    process.send_signal(signal.SIGSTOP)  # so that the request is certainly waiting for it when it dies
-    os.kill(process.pid, signal.SIGKILL)
-    headers = chat(served, "firewall-0", f"What do they eat in {CANARY}?").headers
-    assert headers["x-firewall-route"] == "strong"
-    assert headers["x-firewall-reason"] in ("router-failed", "router-timeout")
-    assert "x-firewall-score" not in headers
+    router_process().kill()
+    response = chat(served, "firewall-0", f"What do they eat in {CANARY}?")
+    # A router that is back within the deadline may have decided after all; at the fraction 0 it then says weak.
+    decided = response.headers["x-firewall-reason"] == "score"
+    assert decided or response.headers["x-firewall-reason"] in ("router-failed", "router-timeout")
+    assert response.headers["x-firewall-route"] == response.parse().model == ("weak" if decided else "strong")
     deadline = time.monotonic() + 180
     while served.route(prompt=PROMPT)["reason"] != "score":
         assert time.monotonic() < deadline, "the router did not come back"
