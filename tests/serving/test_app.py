@@ -183,6 +183,11 @@ def test_health_answers(served: Served) -> None:
     assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
 
 
+def test_no_other_site_is_let_in(served: Served) -> None:
+    response = httpx.get(f"{served.url}/v1/models", headers={"origin": "https://elsewhere.example"})
+    assert [name for name in response.headers if name.startswith("access-control")] == []
+
+
 # Decisions -----------------------------------------------------------------------------------------------------------
 
 
