@@ -19,7 +19,7 @@ quickstart: .venv/run
 	$(BIN)/python jobs/pipeline.py --config $(CONFIG)
 
 serve: .venv/run
-	$(BIN)/python jobs/serve.py --config $(CONFIG)
+	$(BIN)/python -m serve_app --config $(CONFIG)
 
 test: .venv/dev
 	$(BIN)/pytest

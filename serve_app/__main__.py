@@ -1,4 +1,4 @@
-"""routers/ and the pair's models -> an OpenAI-compatible endpoint on this machine: python jobs/serve.py --config FILE"""
+"""routers/ and the pair's models -> an OpenAI-compatible endpoint on this machine: python -m serve_app --config FILE"""
 
 import json
 import logging
