@@ -1,6 +1,7 @@
 # Every target sets up what it needs: a bare machine with Python 3.11, make and a C compiler is enough.
 #
 #   make quickstart    the whole pipeline on this machine, real engines, about five minutes on 2 cores
+#   make serve         its router and models behind an OpenAI-compatible endpoint on this machine, after make quickstart
 #   make test          all tests            make test-quick   those without Ray, vLLM and DeepSpeed
 #   make lint          ruff and mypy        make bench        the benchmarks, each against its bound
 #   make models        train the quickstart's language models again, from scratch
@@ -11,11 +12,14 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 TORCH := $(shell grep '^torch==' requirements/cpu.txt)
 CONFIG ?= jobs/configs/quickstart.yaml
 
-.PHONY: quickstart test test-quick lint format bench models clean
+.PHONY: quickstart serve test test-quick lint format bench models clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run
 	$(BIN)/python jobs/pipeline.py --config $(CONFIG)
+
+serve: .venv/run
+	$(BIN)/python -m serve_app --config $(CONFIG)
 
 test: .venv/dev
 	$(BIN)/pytest

@@ -232,6 +232,19 @@ class ScoringConfig(Strict):
     num_cpus: float = Field(1, gt=0, description="CPUs, and torch threads, of a scoring actor.")
 
 
+class ServingConfig(Strict):
+    """The serving application; the router runs on the device and CPUs of `scoring`, the models as `models` says."""
+
+    router: LabelDesign | None = Field(None, description="The design whose router decides. None: the first of router.designs.")
+    strong_fraction: float = Field(
+        0.3, ge=0, le=1, description="Share of the traffic for the model `firewall` that goes strong: what your budget allows."
+    )
+    fail_open: Literal["weak", "strong"] = Field(
+        "weak", description="Who answers when the router cannot. A strong model sized for its share could not take all traffic."
+    )
+    router_timeout_s: float = Field(0.5, gt=0, description="The router's time to decide; later, the request takes fail_open.")
+
+
 class EvaluationConfig(Strict):
     num_bootstrap: Positive = Field(1_000, description="Resamples of the queries behind every interval.")
     confidence: float = Field(0.95, gt=0, lt=1)
@@ -261,6 +274,7 @@ class RunConfig(Strict):
     grading: GradingConfig = GradingConfig()
     router: RouterConfig = RouterConfig()
     scoring: ScoringConfig = ScoringConfig()
+    serving: ServingConfig = ServingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     ray: RayConfig = RayConfig()
 

@@ -1,0 +1,55 @@
+"""A model of the run's config as a `ray.serve.llm` deployment. Runs in the driver that builds the application."""
+
+import math
+from typing import Any
+
+from ray.serve.llm import LLMConfig
+
+from firewall_ray.config import RunConfig, VllmModelConfig, model_path
+from firewall_ray.errors import ConfigError
+from serve_app.request_parts import FIREWALL, is_reserved
+
+
+def llm_config(config: RunConfig, key: str) -> LLMConfig:
+    """What Ray Serve needs to serve `models.<key>`; the key is the id that clients know the model by.
+
+    Raises ConfigError for a model that vLLM does not serve here, and for a key that the router answers to.
+    """
+    model = config.models[key]
+    if not isinstance(model, VllmModelConfig):
+        raise ConfigError(f"models.{key}: engine is {model.engine}, but the serving application needs engine: vllm.")
+    if is_reserved(key):
+        raise ConfigError(f"models.{key}: clients reach the router as {FIREWALL} and {FIREWALL}-0.3; give the model another key.")
+    return LLMConfig(
+        model_loading_config={"model_id": key, "model_source": model_path(model.path)},
+        engine_kwargs=engine_kwargs(model),
+        accelerator_type=model.accelerator_type,
+        placement_group_config={"bundle_per_worker": {"CPU": model.num_cpus} if model.device == "cpu" else {"CPU": 1, "GPU": 1}},
+        deployment_config={"autoscaling_config": {"min_replicas": model.replicas.min, "max_replicas": model.replicas.max}},
+        runtime_env={"env_vars": _environment(model)},
+    )
+
+
+def engine_kwargs(model: VllmModelConfig) -> dict[str, Any]:
+    """What the config says, in vLLM's words. The config's own `engine_kwargs` is last and wins."""
+    kwargs: dict[str, Any] = {
+        "dtype": model.dtype,
+        "max_model_len": model.max_model_len,
+        "max_num_seqs": model.max_num_seqs,
+        "tensor_parallel_size": model.tensor_parallel_size,
+        "pipeline_parallel_size": model.pipeline_parallel_size,
+    }
+    if model.device == "gpu":
+        kwargs["gpu_memory_utilization"] = model.gpu_memory_utilization
+    return {**kwargs, **model.engine_kwargs}
+
+
+def _environment(model: VllmModelConfig) -> dict[str, str]:
+    if model.device == "gpu":
+        return {}
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(model.kv_cache_gib)),
+        # Pinning would put both engines onto the same cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(max(1, int(model.num_cpus))),
+    }

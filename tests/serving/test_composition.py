@@ -1,0 +1,104 @@
+"""How a run's config becomes deployments, and what cannot be served."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_router import write_router
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import RunConfig
+from firewall_ray.errors import ArtifactMissing, ConfigError
+
+pytestmark = pytest.mark.slow  # importing ray.serve.llm loads vLLM
+
+CPU_MODEL = {"path": "quickstart/models/weak", "device": "cpu", "num_cpus": 2, "kv_cache_gib": 1.5}
+
+
+def run_config(root: Path, **changes: Any) -> RunConfig:
+    raw = {"root": str(root), "queries": {"tasks": {"tiny_world": {}}}, "models": {"weak": CPU_MODEL, "strong": CPU_MODEL}}
+    return RunConfig.model_validate({**raw, **changes})
+
+
+def test_a_model_on_gpus_asks_for_one_bundle_a_gpu_of_its_kind(tmp_path: Path) -> None:
+    from serve_app.llm_deployments import llm_config
+
+    model = {"path": "some/model", "tensor_parallel_size": 2, "accelerator_type": "A100-80G", "replicas": {"min": 1, "max": 3}}
+    served = llm_config(run_config(tmp_path, models={"weak": CPU_MODEL, "strong": model}), "strong")
+    assert served.model_id == "strong"
+    assert served.model_loading_config.model_source == "some/model"
+    assert served.get_engine_config().placement_bundles == [{"CPU": 1, "GPU": 1, "accelerator_type:A100-80G": 0.001}] * 2
+    assert served.engine_kwargs["gpu_memory_utilization"] == 0.9
+    assert served.deployment_config["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 3}
+    assert served.runtime_env == {"env_vars": {}}
+
+
+def test_a_model_on_cpu_gets_its_cache_and_threads_and_no_gpu(tmp_path: Path) -> None:
+    from serve_app.llm_deployments import llm_config
+
+    served = llm_config(run_config(tmp_path), "weak")
+    assert served.get_engine_config().placement_bundles == [{"CPU": 2}]
+    assert "gpu_memory_utilization" not in served.engine_kwargs
+    # vLLM takes whole GiB: 1.5 rounds up.
+    assert served.runtime_env["env_vars"].items() >= {"VLLM_CPU_KVCACHE_SPACE": "2", "OMP_NUM_THREADS": "2"}.items()
+    assert Path(served.model_loading_config.model_source).is_absolute()
+
+
+def test_engine_kwargs_of_the_config_win(tmp_path: Path) -> None:
+    from serve_app.llm_deployments import llm_config
+
+    model = {**CPU_MODEL, "max_num_seqs": 8, "engine_kwargs": {"max_num_seqs": 4, "enforce_eager": True}}
+    kwargs = llm_config(run_config(tmp_path, models={"weak": model, "strong": model}), "weak").engine_kwargs
+    assert (kwargs["max_num_seqs"], kwargs["enforce_eager"]) == (4, True)
+
+
+@pytest.mark.parametrize("key", ["firewall", "firewall-0.3", "firewall-7b"])
+def test_a_model_cannot_have_the_routers_name(tmp_path: Path, key: str) -> None:
+    from serve_app.llm_deployments import llm_config
+
+    config = run_config(tmp_path, models={"weak": CPU_MODEL, key: CPU_MODEL}, pair={"strong": key})
+    with pytest.raises(ConfigError, match=rf"models\.{key}"):
+        llm_config(config, key)
+
+
+def test_a_model_served_elsewhere_is_refused_by_its_key(tmp_path: Path) -> None:
+    from serve_app.llm_deployments import llm_config
+
+    remote = {"engine": "openai", "base_url": "http://localhost:1/v1", "model": "x"}
+    with pytest.raises(ConfigError, match=r"models\.strong.*openai"):
+        llm_config(run_config(tmp_path, models={"weak": CPU_MODEL, "strong": remote}), "strong")
+
+
+def test_a_run_without_a_router_names_the_job_that_trains_one(tmp_path: Path) -> None:
+    from serve_app.app import compose
+
+    with pytest.raises(ArtifactMissing, match="train_router"):
+        compose(run_config(tmp_path))
+
+
+def test_a_router_of_another_pair_is_refused(tmp_path: Path) -> None:
+    from serve_app.app import compose
+
+    write_router(ArtifactStore(str(tmp_path)), "soft_block")
+    config = run_config(tmp_path, models={"weak": CPU_MODEL, "large": CPU_MODEL}, pair={"strong": "large"})
+    with pytest.raises(ConfigError, match="trained for weak and strong"):
+        compose(config)
+
+
+@pytest.mark.parametrize("args", [{}, {"root": "r"}, {"config": "c", "port": "80"}])
+def test_the_application_takes_a_config_and_a_root_and_nothing_else(args: dict[str, str]) -> None:
+    from serve_app.app import build_app
+
+    with pytest.raises(ConfigError, match="config=FILE"):
+        build_app(args)
+
+
+def test_the_cluster_config_is_one_that_serve_takes_and_stays_on_loopback() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(Path("serve_app/serve_config.yaml").read_text()))
+    assert schema.http_options.host == "127.0.0.1"
+    (application,) = schema.applications
+    assert application.import_path == "serve_app.app:build_app"
+    assert Path(application.args["config"]).is_file()
