@@ -11,20 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from firewall_ray.config_base import LabelDesign, Name, Positive, ReplicasConfig, Strict
 from firewall_ray.errors import ConfigError
-
-LabelDesign = Literal[
-    "hard_label", "win_rate", "hard_block", "hard_block_greedy", "soft_block", "weak_pass_rate", "strong_pass_rate"
-]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]  # becomes a folder's name
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
+from firewall_ray.serving_config import ServingConfig
 
 # Tasks ---------------------------------------------------------------------------------------------------------------
 
@@ -70,19 +61,6 @@ class QueriesConfig(Strict):
 
 
 # Models --------------------------------------------------------------------------------------------------------------
-
-
-class ReplicasConfig(Strict):
-    """Size of the actor pool. min = max is a fixed pool; otherwise Ray Data scales it with the queue."""
-
-    min: Positive = Field(1, description="Engines to start with.")
-    max: Positive = Field(1, description="Engines at most: GPUs available / (tensor_parallel_size * pipeline_parallel_size).")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "ReplicasConfig":
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is larger than max {self.max}")
-        return self
 
 
 class VllmModelConfig(Strict):
@@ -230,19 +208,6 @@ class ScoringConfig(Strict):
     replicas: ReplicasConfig = ReplicasConfig()
     device: Literal["gpu", "cpu"] = "gpu"
     num_cpus: float = Field(1, gt=0, description="CPUs, and torch threads, of a scoring actor.")
-
-
-class ServingConfig(Strict):
-    """The serving application; the router runs on the device and CPUs of `scoring`, the models as `models` says."""
-
-    router: LabelDesign | None = Field(None, description="The design whose router decides. None: the first of router.designs.")
-    strong_fraction: float = Field(
-        0.3, ge=0, le=1, description="Share of the traffic for the model `firewall` that goes strong: what your budget allows."
-    )
-    fail_open: Literal["weak", "strong"] = Field(
-        "weak", description="Who answers when the router cannot. A strong model sized for its share could not take all traffic."
-    )
-    router_timeout_s: float = Field(0.5, gt=0, description="The router's time to decide; later, the request takes fail_open.")
 
 
 class EvaluationConfig(Strict):

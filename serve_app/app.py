@@ -7,18 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
-from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
 from ray.serve.deployment import Application
 from ray.serve.llm import build_llm_deployment
-from ray.serve.llm.ingress import make_fastapi_ingress
 
 from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig, load_config
+from firewall_ray.config import OpenAIModelConfig, RunConfig, load_config
 from firewall_ray.errors import ConfigError
 from firewall_ray.router.card import load_card
-from serve_app.ingress import ENDPOINTS, FirewallIngress, new_fastapi_app
+from firewall_ray.serving_config import Route
+from serve_app.ingress import Ingress
 from serve_app.llm_deployments import llm_config
+from serve_app.model_server import ModelServer
+from serve_app.request_parts import FIREWALL, is_reserved
 from serve_app.router_deployment import router_deployment
+
+# The ingress refuses what is too much itself, in OpenAI's shape (`serving.max_in_flight`), before Serve would.
+SERVE_MAX_ONGOING = 10_000
 
 
 def build_app(args: Mapping[str, Any]) -> Application:
@@ -34,22 +38,45 @@ def build_app(args: Mapping[str, Any]) -> Application:
 
 def compose(config: RunConfig) -> Application:
     """As `build_app`, of a config that is loaded already."""
-    store = ArtifactStore(config.root)
-    name = config.serving.router or config.router.designs[0]
-    card = load_card(store.router(name).require())
-    trained_for = (card.weak.key, card.strong.key)
-    if trained_for != (config.pair.weak, config.pair.strong):
+    serving = config.serving
+    if serving.api_keys is None:
         raise ConfigError(
-            f"pair is {config.pair.weak} and {config.pair.strong}, but the router {name} was trained for "
-            f"{' and '.join(trained_for)}. Change `pair`, or train a router for it: python jobs/train_router.py --config FILE"
+            "serving.api_keys: say who may call. Make a key with `python -m serve_app.api_keys NAME` and list what it prints, "
+            "or let everybody in who reaches the port: `api_keys: disabled`."
         )
-    llms = [llm_config(config, key) for key in trained_for]
-    ingress = make_fastapi_ingress(FirewallIngress, endpoint_map=ENDPOINTS, app=new_fastapi_app())
-    deployment = serve.deployment(ingress, name="Ingress", **FirewallIngress.get_deployment_options(llms))
-    return deployment.bind(
-        llm_deployments={llm.model_id: build_llm_deployment(llm) for llm in llms},
-        model_cards={llm.model_id: to_model_metadata(llm.model_id, llm) for llm in llms},
-        router=router_deployment(store, name, config.scoring, config.evaluation.seed),
-        pair=config.pair,
-        serving=config.serving,
+    store = ArtifactStore(config.root)
+    name = serving.router or config.router.designs[0]
+    card = load_card(store.router(name).require())
+    pair = (config.pair.weak, config.pair.strong)
+    if (card.weak.key, card.strong.key) != pair:
+        raise ConfigError(
+            f"pair is {' and '.join(pair)}, but the router {name} was trained for {card.weak.key} and {card.strong.key}. "
+            "Change `pair`, or train a router for it: python jobs/train_router.py --config FILE"
+        )
+    ids: dict[Route, str] = {"weak": pair[0], "strong": pair[1]}
+    deployment = serve.deployment(
+        serve.ingress()(Ingress),
+        name="Ingress",
+        max_ongoing_requests=SERVE_MAX_ONGOING,
+        autoscaling_config={
+            "min_replicas": serving.ingress_replicas.min,
+            "max_replicas": serving.ingress_replicas.max,
+            "target_ongoing_requests": serving.max_in_flight / 2,
+        },
     )
+    return deployment.bind(
+        router=router_deployment(config, store, name),
+        ids=ids,
+        models={route: _model(config, key) for route, key in ids.items()},
+        serving=serving,
+    )
+
+
+def _model(config: RunConfig, key: str) -> Application | OpenAIModelConfig:
+    """A deployment of its own, or the server elsewhere that has it. Raises ConfigError for a key that the router answers to."""
+    if is_reserved(key):
+        raise ConfigError(f"models.{key}: clients reach the router as {FIREWALL} and {FIREWALL}-0.3; give the model another key.")
+    model = config.models[key]
+    if isinstance(model, OpenAIModelConfig):
+        return model
+    return build_llm_deployment(llm_config(key, model), deployment_cls=ModelServer)

@@ -4,21 +4,25 @@ Made on a router replica, or by the ingress when the router gave no answer.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Route = Literal["weak", "strong"]
+from firewall_ray.serving_config import Route
 
-# score: the router's score met the threshold. requested: the client named the model. The others are the fail-open route:
-# router-timeout and router-failed say what the router did, no-text that there was nothing it could read.
-Reason = Literal["score", "requested", "router-timeout", "router-failed", "no-text"]
+# score: the router's score met the threshold. sticky: so it was when the conversation began. shadow: it was only recorded.
+# requested: the client named the model. The others take the fail-open route: router-timeout and router-failed say what the
+# router did, no-text that there was nothing it could read.
+Reason = Literal["score", "sticky", "shadow", "requested", "router-timeout", "router-failed", "no-text"]
+
+OTHER: dict[Route, Route] = {"weak": "strong", "strong": "weak"}
 
 
 @dataclass(frozen=True)
 class Decision:
-    """route: the model of the pair that answers. score: p_weak in [0, 1]. threshold: scores below it go to the strong model,
-    -inf and inf at the strong fractions 0 and 1. router: the version on its card. truncated: the router read only the
-    beginning of the prompt. Everything but route and reason is None where no score decided.
+    """route: the model of the pair that is to answer. score: p_weak in [0, 1]. threshold: scores below it go to the strong
+    model, -inf and inf at the strong fractions 0 and 1. router: the version on its card. truncated: the router read only the
+    beginning of the prompt. strong_fraction: the target in force, in [0, 1]. decided: the router's choice where `route` is
+    another (shadow). Everything but route and reason is None where no score decided.
     """
 
     route: Route
@@ -27,6 +31,16 @@ class Decision:
     threshold: float | None = None
     router: str | None = None
     truncated: bool | None = None
+    strong_fraction: float | None = None
+    decided: Route | None = None
+
+    def sticky(self) -> "Decision":
+        """The same, for a later turn of its conversation."""
+        return replace(self, reason="sticky")
+
+    def shadowed_by(self, route: Route) -> "Decision":
+        """All traffic goes to `route`; what the router chose is kept beside it."""
+        return replace(self, route=route, reason="shadow", decided=self.route)
 
     def headers(self) -> dict[str, str]:
         """The response headers. Numbers in full, so that a client can repeat the comparison.
@@ -41,6 +55,7 @@ class Decision:
             "threshold": self.threshold,
             "router": self.router,
             "truncated": None if self.truncated is None else str(self.truncated).lower(),
+            "decided": self.decided,
         }
         return {f"x-firewall-{name}": str(value) for name, value in values.items() if value is not None}
 
@@ -52,6 +67,7 @@ class Decision:
             "model": model,
             "score": self.score,
             "threshold": self.threshold if finite else None,
+            "strong_fraction": self.strong_fraction,
             "reason": self.reason,
             "router": self.router,
             "truncated": self.truncated,

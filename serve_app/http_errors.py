@@ -1,71 +1,83 @@
-"""Every refusal in OpenAI's error shape: {"error": {"message", "type", "param", "code"}}. Runs in the ingress.
+"""Every refusal in OpenAI's error shape: {"error": {"message", "type", "param", "code"}}.
 
 A message never repeats what the client sent but for a model's name: errors end up in other people's logs.
 """
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS
-from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import Response
 
 from firewall_ray.errors import UserError
 
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
 
 class RequestRefused(UserError):
-    """A request that cannot be served as it is. status: a 4xx; code and param: OpenAI's, a machine-readable reason and a field."""
+    """A request that is not served. status: HTTP; code and param: OpenAI's, a machine-readable reason and a field.
 
-    def __init__(self, status: int, message: str, *, code: str, param: str | None = None) -> None:
+    retry_after_s: when to try again, whole seconds; only for what passes by itself.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.status, self.message, self.code, self.param, self.retry_after_s = status, message, code, param, retry_after_s
+
+    def response(self) -> Response:
+        """What the client gets."""
+        headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        return error_response(self.status, self.message, code=self.code, param=self.param, headers=headers)
 
 
-def error_response(status: int, message: str, *, code: str | None = None, param: str | None = None) -> JSONResponse:
-    """The type is OpenAI's for the status: the caller's fault below 500, else ours."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
+def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> bytes:
+    """JSON. The type is OpenAI's for the status: the caller's fault below 500, else ours."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return to_json({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
-def add_error_handlers(app: FastAPI) -> None:
+def error_response(
+    status: int, message: str, *, code: str | None = None, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """As `error_body`, ready to send."""
+    return Response(error_body(status, message, code=code, param=param), status, headers, "application/json")
+
+
+def first_problem(error: ValidationError) -> tuple[str, str, str | None]:
+    """Message, code and field of the first problem. pydantic lists one for every arm of a union, and repeats the input."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where or 'body'}: {first['msg']}", first["type"], where or None
+
+
+def add_error_handlers(app: Starlette) -> None:
     """Have `app` answer every exception in OpenAI's shape."""
     app.add_exception_handler(RequestRefused, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(OpenAIHTTPException, _engine_error)
+    app.add_exception_handler(ValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    for client_error in VLLM_CLIENT_ERRORS:
-        app.add_exception_handler(client_error, _engine_refused)
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRefused)
-    return error_response(error.status, error.message, code=error.code, param=error.param)
+    return error.response()
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """The first problem of a body that is not what the endpoint takes. pydantic lists one for every arm of a union."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return error_response(400, f"The body is not JSON: {first['ctx']['error']}.", code="json_invalid")
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    return error_response(400, f"{where or 'body'}: {first['msg']}", code=first["type"], param=where or None)
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError)
+    message, code, param = first_problem(error)
+    return error_response(400, message, code=code, param=param)
 
 
-async def _engine_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, OpenAIHTTPException)
-    return error_response(error.status_code, error.message)
-
-
-async def _engine_refused(request: Request, error: Exception) -> JSONResponse:
-    return error_response(400, str(getattr(error, "cause", error)))  # Ray wraps what a replica raised
-
-
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    return error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}", headers=error.headers)
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> Response:
     return error_response(500, "The server failed to answer this request. Trying again may help.")

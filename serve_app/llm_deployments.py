@@ -5,27 +5,26 @@ from typing import Any
 
 from ray.serve.llm import LLMConfig
 
-from firewall_ray.config import RunConfig, VllmModelConfig, model_path
-from firewall_ray.errors import ConfigError
-from serve_app.request_parts import FIREWALL, is_reserved
+from firewall_ray.config import VllmModelConfig, model_path
 
 
-def llm_config(config: RunConfig, key: str) -> LLMConfig:
-    """What Ray Serve needs to serve `models.<key>`; the key is the id that clients know the model by.
-
-    Raises ConfigError for a model that vLLM does not serve here, and for a key that the router answers to.
-    """
-    model = config.models[key]
-    if not isinstance(model, VllmModelConfig):
-        raise ConfigError(f"models.{key}: engine is {model.engine}, but the serving application needs engine: vllm.")
-    if is_reserved(key):
-        raise ConfigError(f"models.{key}: clients reach the router as {FIREWALL} and {FIREWALL}-0.3; give the model another key.")
+def llm_config(key: str, model: VllmModelConfig) -> LLMConfig:
+    """What Ray Serve needs to serve `models.<key>`; the key is the id that clients know the model by."""
     return LLMConfig(
         model_loading_config={"model_id": key, "model_source": model_path(model.path)},
         engine_kwargs=engine_kwargs(model),
         accelerator_type=model.accelerator_type,
         placement_group_config={"bundle_per_worker": {"CPU": model.num_cpus} if model.device == "cpu" else {"CPU": 1, "GPU": 1}},
-        deployment_config={"autoscaling_config": {"min_replicas": model.replicas.min, "max_replicas": model.replicas.max}},
+        deployment_config={
+            # As many again may wait at the replica; beyond that the ingress holds a short queue, and then it is overload.
+            "max_ongoing_requests": 2 * model.max_num_seqs,
+            "max_queued_requests": model.max_num_seqs,
+            "autoscaling_config": {
+                "min_replicas": model.replicas.min,
+                "max_replicas": model.replicas.max,
+                "target_ongoing_requests": model.max_num_seqs,
+            },
+        },
         runtime_env={"env_vars": _environment(model)},
     )
 

@@ -4,48 +4,102 @@ The score comes from the predictor that the offline jobs use, and it meets its t
 """
 
 import asyncio
+import logging
 import tempfile
 from typing import Any
 
+from pydantic import Field
 from ray import serve
 from ray.serve.deployment import Application
+from ray.serve.handle import DeploymentHandle
 
 from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import ScoringConfig
+from firewall_ray.config import RunConfig, ScoringConfig
+from firewall_ray.config_base import Name, Strict
+from firewall_ray.errors import ModelError
 from firewall_ray.policy import goes_strong
 from firewall_ray.router.predict import RouterPredictor, local_copy
 from serve_app.decision import Decision
 
 MAX_ONGOING_REQUESTS = 1_000
 
+logger = logging.getLogger("ray.serve")
+
+
+class RouterUserConfig(Strict):
+    """What may change while the application runs: `user_config` of the deployment `Router` in Serve's config file."""
+
+    router: Name = Field(description="A folder of routers/.")
+    version: str | None = Field(None, description="The version on its card, to load a router again that was trained anew.")
+    strong_fraction: float = Field(ge=0, le=1, description="For the model `firewall`.")
+
 
 class Router:
-    """A replica of the router. Loads `routers/<name>/` of the store and scores once, so that the first request is not slow."""
+    """A replica of the router of `pair` (keys of the weak and the strong model)."""
 
-    def __init__(self, store: ArtifactStore, name: str, scoring: ScoringConfig, tie_seed: int) -> None:
-        on_gpu = scoring.device == "gpu"
-        with tempfile.TemporaryDirectory() as cache:
-            self._predictor = RouterPredictor(
-                local_copy(store.router(name), cache),
-                batch_size=scoring.batch_size,
-                device="cuda" if on_gpu else "cpu",
-                num_threads=None if on_gpu else max(1, int(scoring.num_cpus)),
-            )
-        self._card = self._predictor.card
+    def __init__(self, store: ArtifactStore, scoring: ScoringConfig, pair: tuple[str, str], tie_seed: int) -> None:
+        self._store = store
+        self._scoring = scoring
+        self._pair = pair
         self._tie_seed = tie_seed
+        self._predictor: RouterPredictor | None = None
+        self._strong_fraction = 0.0
+        self._loaded: tuple[str, str | None] | None = None
         self._score.set_max_batch_size(scoring.batch_size)
-        self._predictor.predict(["warm up"])
 
-    async def decide(self, texts: list[str], strong_fraction: float, are_questions: bool) -> list[Decision]:
-        """One decision a text. strong_fraction: in [0, 1]. are_questions: put them into the card's prompt template first, as
-        for training; otherwise they are whole prompts. The prompt's hash breaks ties, so it takes the same way as offline.
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve at the start and on every change. Requests are answered by the router before, until the new one is
+        loaded and warm; one that cannot be loaded is left out with an error in the log, and the router before stays.
         """
-        prompts = [self._card.prompt_template.format(question=text) for text in texts] if are_questions else texts
-        threshold = self._card.quantiles.threshold(strong_fraction)
+        try:
+            wanted = RouterUserConfig.model_validate(user_config)
+            if self._predictor is None or (wanted.router, wanted.version) != self._loaded:
+                self._predictor = await asyncio.to_thread(self._load, wanted)
+                self._loaded = (wanted.router, wanted.version)
+            self._strong_fraction = wanted.strong_fraction
+        except Exception as e:
+            if self._predictor is None:
+                raise
+            logger.error("The router's user_config is not applied, the one before stays: %s", e)
+
+    def _load(self, wanted: RouterUserConfig) -> RouterPredictor:
+        on_gpu = self._scoring.device == "gpu"
+        with tempfile.TemporaryDirectory() as cache:
+            predictor = RouterPredictor(
+                local_copy(self._store.router(wanted.router).require(), cache),
+                batch_size=self._scoring.batch_size,
+                device="cuda" if on_gpu else "cpu",
+                num_threads=None if on_gpu else max(1, int(self._scoring.num_cpus)),
+            )
+        card = predictor.card
+        if (card.weak.key, card.strong.key) != self._pair:
+            raise ModelError(f"The router {wanted.router} was trained for {card.weak.key} and {card.strong.key}, not {self._pair}.")
+        if wanted.version not in (None, card.version):
+            raise ModelError(f"The router {wanted.router} has version {card.version}, not {wanted.version}.")
+        predictor.predict(["warm up"])  # so that the first request is not slow
+        return predictor
+
+    async def decide(self, texts: list[str], strong_fraction: float | None, are_questions: bool) -> list[Decision]:
+        """One decision a text. strong_fraction: in [0, 1]; None: the default. are_questions: put them into the card's prompt
+        template first, as for training; otherwise they are whole prompts. The prompt's hash breaks ties, so it takes the same
+        way as offline.
+        """
+        assert self._predictor is not None
+        card = self._predictor.card
+        prompts = [card.prompt_template.format(question=text) for text in texts] if are_questions else texts
+        threshold = card.quantiles.threshold(self._strong_fraction if strong_fraction is None else strong_fraction)
         scored = await asyncio.gather(*(self._score(prompt) for prompt in prompts))
         strong = goes_strong([p_weak for p_weak, _ in scored], prompts, threshold, self._tie_seed)
         return [
-            Decision("strong" if is_strong else "weak", "score", p_weak, threshold.value, self._card.version, truncated)
+            Decision(
+                route="strong" if is_strong else "weak",
+                reason="score",
+                score=p_weak,
+                threshold=threshold.value,
+                router=card.version,
+                truncated=truncated,
+                strong_fraction=threshold.strong_fraction,
+            )
             for is_strong, (p_weak, truncated) in zip(strong, scored, strict=True)
         ]
 
@@ -53,12 +107,41 @@ class Router:
     @serve.batch(batch_wait_timeout_s=0)
     async def _score(self, prompts: list[str]) -> list[tuple[float, bool]]:
         """(p_weak, truncated) of each prompt. In a thread, so that this replica's event loop goes on collecting."""
+        assert self._predictor is not None
         p_weak, truncated = await asyncio.to_thread(self._predictor.score, prompts)
         return list(zip(p_weak.tolist(), truncated.tolist(), strict=True))
 
 
-def router_deployment(store: ArtifactStore, name: str, scoring: ScoringConfig, tie_seed: int) -> Application:
+def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> Application:
     """The router `name` of the store, on the device and CPUs that scoring has."""
+    scoring, replicas = config.scoring, config.serving.router_replicas
     resources: dict[str, Any] = {"num_cpus": scoring.num_cpus, "num_gpus": 1 if scoring.device == "gpu" else 0}
-    deployment = serve.deployment(Router, name="Router", max_ongoing_requests=MAX_ONGOING_REQUESTS, ray_actor_options=resources)
-    return deployment.bind(store, name, scoring, tie_seed)
+    deployment = serve.deployment(
+        Router,
+        name="Router",
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        ray_actor_options=resources,
+        autoscaling_config={
+            "min_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": scoring.batch_size,
+        },
+        user_config=RouterUserConfig(router=name, strong_fraction=config.serving.strong_fraction).model_dump(),
+    )
+    return deployment.bind(store, scoring, (config.pair.weak, config.pair.strong), config.evaluation.seed)
+
+
+class DeployedRouter:
+    """The `RouterClient` of the ingress."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._decide = handle.decide
+
+    async def decide(self, texts: list[str], strong_fraction: float | None, are_questions: bool) -> list[Decision]:
+        """As `Router.decide`. Cancelled with its caller, so that a router that is late does not work for nobody."""
+        call = self._decide.remote(texts, strong_fraction, are_questions)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            call.cancel()
+            raise

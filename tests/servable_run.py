@@ -29,7 +29,7 @@ def write_run(folder: Path) -> str:
         "router": {"designs": [ROUTER]},
         "scoring": {"device": "cpu"},
         # Ample: these tests are about what is decided, and a busy machine is no finding.
-        "serving": {"strong_fraction": 0.5, "fail_open": "strong", "router_timeout_s": 5},
+        "serving": {"api_keys": "disabled", "strong_fraction": 0.5, "fail_open": "strong", "router_timeout_s": 5},
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(raw))

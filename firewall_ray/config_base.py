@@ -1,0 +1,28 @@
+"""What the sections of the run's configuration are made of."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LabelDesign = Literal[
+    "hard_label", "win_rate", "hard_block", "hard_block_greedy", "soft_block", "weak_pass_rate", "strong_pass_rate"
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]  # becomes a folder's name
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ReplicasConfig(Strict):
+    """Size of the actor pool. min = max is a fixed pool; otherwise Ray Data scales it with the queue."""
+
+    min: Positive = Field(1, description="Engines to start with.")
+    max: Positive = Field(1, description="Engines at most: GPUs available / (tensor_parallel_size * pipeline_parallel_size).")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReplicasConfig":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self

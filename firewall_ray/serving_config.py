@@ -1,0 +1,87 @@
+"""The `serving` section of the run's configuration: how requests are routed, limited, watched and recorded."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from firewall_ray.config_base import LabelDesign, Name, Positive, ReplicasConfig, Strict
+
+Route = Literal["weak", "strong"]
+
+
+class ApiKeyConfig(Strict):
+    name: Name = Field(description="Who holds the key; appears in metrics and in the decision log. The key itself never does.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash of the key, from: python -m serve_app.api_keys NAME")
+
+
+class BudgetControlConfig(Strict):
+    """Holds the realised strong fraction of live traffic at the target when traffic differs from the calibration set."""
+
+    window: Positive = Field(1_000, description="Requests over which the fraction is held. Shorter follows faster and is noisier.")
+    max_step: float = Field(
+        0.01, gt=0, le=1, description="Largest change, per request, of the strong fraction that the threshold is set for."
+    )
+
+
+class DecisionLogConfig(Strict):
+    """One row a routed request under ROOT/decisions/, with the columns that the offline jobs read as scores."""
+
+    keep_text: bool = Field(False, description="Write what the router read beside its hash. Prompts are personal data.")
+    rows_per_file: Positive = Field(10_000, description="A file is finished after so many rows,")
+    seconds_per_file: float = Field(60, gt=0, description="or after this long. A killed replica loses at most that much.")
+
+
+class PriceConfig(Strict):
+    """US dollars per million tokens: a bought model's list price, or what your GPUs cost divided by their throughput."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+
+
+class ServingConfig(Strict):
+    """The serving application; the router runs on the device and CPUs of `scoring`, the models as `models` says."""
+
+    # Routing
+    router: LabelDesign | None = Field(None, description="The design whose router decides. None: the first of router.designs.")
+    strong_fraction: float = Field(
+        0.3, ge=0, le=1, description="Share of the traffic for the model `firewall` that goes strong: what your budget allows."
+    )
+    chat_text: Literal["last_user", "conversation"] = Field(
+        "last_user",
+        description="What the router reads of a chat. last_user: the last user text in the template it was trained with; "
+        "conversation: all texts, for a router trained on such.",
+    )
+    sticky: bool = Field(
+        False, description="A conversation keeps the model of its first turn, and with it the model's KV cache of what was said."
+    )
+    shadow: Route | None = Field(None, description="All traffic for the router goes to this model; decisions are only recorded.")
+    budget_control: BudgetControlConfig | None = Field(None, description="None: thresholds stay as calibrated.")
+
+    # When things break
+    fail_open: Route = Field(
+        "weak", description="Who answers when the router cannot. A strong model sized for its share could not take all traffic."
+    )
+    router_timeout_s: float = Field(0.5, gt=0, description="The router's time to decide; later, the request takes fail_open.")
+    fallback: bool = Field(True, description="The other model answers when the chosen one is dead, overloaded or too slow.")
+    first_token_timeout_s: float = Field(60, gt=0, description="A stream's time to its first byte.")
+    answer_timeout_s: float = Field(600, gt=0, description="The time to a whole answer, of a request that does not stream.")
+
+    # Limits
+    max_in_flight: Positive = Field(256, description="Requests that an ingress replica works on; more are refused with a 429.")
+    max_in_flight_per_key: Positive = Field(64, description="Of these, for one API key.")
+    max_body_mib: float = Field(16, gt=0, description="Larger bodies are refused with a 413. Images in a chat are large.")
+    api_keys: Annotated[list[ApiKeyConfig], Field(min_length=1)] | Literal["disabled"] | None = Field(
+        None,
+        description="Who may call. `disabled` lets in whoever reaches the port, and must be said in words: None does not serve.",
+    )
+
+    # Size
+    ingress_replicas: ReplicasConfig = Field(ReplicasConfig(), description="Each takes a few hundred requests/s of one CPU.")
+    router_replicas: ReplicasConfig = ReplicasConfig()
+
+    # What is recorded
+    decision_log: DecisionLogConfig | None = Field(None, description="None: nothing is written.")
+    prices: dict[Route, PriceConfig] = Field(
+        default_factory=dict,
+        description="For the estimated cost of the strong calls avoided. Empty: calls are only counted.",
+    )

@@ -1,0 +1,60 @@
+"""What a model deployment hands back, and what a client of it makes of that.
+
+`WholeAnswer`, `StreamHead` and `Usage` cross from a model replica to the ingress; `Answer` is what the ingress sends on.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+Endpoint = Literal["chat", "completions"]
+
+# Why a model gave no answer: no replica, or it died; its queue is full; its time ran out; an error of its own.
+Unavailable = Literal["dead", "overloaded", "timeout", "failed"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer, as the model's server counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class WholeAnswer:
+    """status: HTTP. body: JSON. model_s: seconds that the model's replica took; the rest was the way and the queue."""
+
+    status: int
+    body: bytes
+    usage: Usage | None
+    model_s: float
+
+
+@dataclass(frozen=True)
+class StreamHead:
+    """First item of a stream, sent once the model has its first token. Chunks (bytes) follow, then a `Usage`."""
+
+    model_s: float
+
+
+@dataclass
+class Answer:
+    """status: HTTP. body: all of it, or the chunks of an event stream. usage: None until known, for a stream its end."""
+
+    status: int
+    body: bytes | AsyncIterator[bytes]
+    usage: Usage | None = None
+    model_s: float | None = None
+
+    @property
+    def media_type(self) -> str:
+        return "application/json" if isinstance(self.body, bytes) else "text/event-stream"
+
+
+class ModelUnavailable(Exception):
+    """A model gave no answer, and not a byte of one: another may still."""
+
+    def __init__(self, why: Unavailable) -> None:
+        super().__init__(why)
+        self.why: Unavailable = why

@@ -1,0 +1,235 @@
+"""What happens to a request: a decision, a model's answer, the other model's where the first gives none, and a record of it.
+
+A plain ASGI application around a router and two models, whatever those are: the ingress deployment runs it in Ray Serve, and
+tests without.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from firewall_ray.serving_config import Route, ServingConfig
+from serve_app.answers import Answer, Endpoint, ModelUnavailable
+from serve_app.conversations import HEADER, Conversations, conversation_key
+from serve_app.decision import OTHER, Decision, Reason
+from serve_app.exchange import Exchange, Observer
+from serve_app.http_errors import RequestRefused, error_body
+from serve_app.model_clients import ModelClient
+from serve_app.request_parts import Asked, asked_for, chat_text, prompts_of
+
+CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
+RETRY_AFTER_S = 1
+
+logger = logging.getLogger("ray.serve")
+
+
+class RouterClient(Protocol):
+    """The router as the gateway sees it."""
+
+    def decide(self, texts: list[str], strong_fraction: float | None, are_questions: bool) -> Awaitable[list[Decision]]:
+        """One decision a text, at `strong_fraction` or, when None, at the default in force."""
+        ...
+
+
+class Text(NamedTuple):
+    """What the router reads of a request. are_questions: to be put into the prompt template; else whole prompts."""
+
+    texts: list[str]
+    are_questions: bool
+
+
+class Gateway:
+    """ids: what clients call the models. observers: are told of every chat and completion when it is over."""
+
+    def __init__(
+        self,
+        router: RouterClient,
+        models: Mapping[Route, ModelClient],
+        ids: Mapping[Route, str],
+        serving: ServingConfig,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._router = router
+        self._models = models
+        self.ids = ids
+        self._serving = serving
+        self._observers = observers
+        self._conversations = Conversations()
+
+    # Requests --------------------------------------------------------------------------------------------------------
+
+    async def answer(self, endpoint: Endpoint, request: Request) -> Response:
+        """A chat or a completion: decided, answered and recorded."""
+        exchange = Exchange(endpoint, key_name=request.scope.get("state", {}).get("key_name"))
+        try:
+            response = await self._answer(exchange, request)
+        except asyncio.CancelledError:
+            exchange.client_left = True
+            self._close(exchange, CLIENT_LEFT)
+            raise
+        except RequestRefused as e:
+            self._close(exchange, e.status)
+            raise
+        except Exception:
+            self._close(exchange, 500)
+            raise
+        if not isinstance(response, StreamingResponse):  # a stream is over when its last byte is sent
+            self._close(exchange, response.status_code)
+        return response
+
+    async def _answer(self, exchange: Exchange, request: Request) -> Response:
+        body = await request.body()
+        parsed = parsed_object(body)
+        streams = exchange.streams = wants_stream(parsed)
+        asked = asked_for(parsed.get("model"), request.headers, self.ids)
+        text = self._text_of(exchange.endpoint, parsed)
+        exchange.text = "\n".join(text.texts) or None
+        key = None
+        if self._serving.sticky and exchange.endpoint == "chat" and asked.route is None:
+            key = conversation_key(parsed["model"], parsed["messages"], request.headers.get(HEADER), exchange.key_name)
+
+        decision = exchange.decision = await self._decide_request(asked, text, key)
+        exchange.router_s = exchange.elapsed_s()
+        answer = await self._ask(exchange, decision, body, streams=streams)
+        exchange.first_byte_s = exchange.elapsed_s()
+        exchange.model_s, exchange.usage = answer.model_s, answer.usage
+
+        headers = decision.headers()
+        if exchange.answered_by != decision.route:
+            assert exchange.answered_by is not None
+            headers |= {"x-firewall-route": exchange.answered_by, "x-firewall-decided": decision.route}
+            headers["x-firewall-fallback"] = str(exchange.fallback)
+        if isinstance(answer.body, bytes):
+            return Response(answer.body, answer.status, headers, answer.media_type)
+        return StreamingResponse(self._relayed(exchange, answer), answer.status, headers, answer.media_type)
+
+    async def route(self, parsed: dict[str, Any], headers: Mapping[str, str]) -> list[Decision]:
+        """The decisions alone: of a chat's body one, of a completion's one for each of its prompts. Nothing is recorded."""
+        if (parsed.get("messages") is None) == (parsed.get("prompt") is None):
+            raise RequestRefused(
+                400,
+                "Give `messages`, as for a chat, or `prompt`, as for a completion.",
+                code="invalid_value",
+                param="messages",
+            )
+        text = self._text_of("chat" if parsed.get("prompt") is None else "completions", parsed)
+        return await self._decide(asked_for(parsed.get("model", "firewall"), headers, self.ids), text)
+
+    async def ready(self) -> dict[str, str]:
+        """What is wrong with router and models, by name; empty when all of them answer."""
+        checks: dict[str, Awaitable[Any]] = {"router": self._router.decide(["ready?"], None, True)}
+        checks |= {self.ids[route]: model.check() for route, model in self._models.items()}
+        results = await asyncio.gather(*(asyncio.wait_for(check, 5) for check in checks.values()), return_exceptions=True)
+        return {name: type(e).__name__ for name, e in zip(checks, results, strict=True) if isinstance(e, BaseException)}
+
+    # Decisions -------------------------------------------------------------------------------------------------------
+
+    def _text_of(self, endpoint: Endpoint, parsed: dict[str, Any]) -> Text:
+        if endpoint == "completions":
+            return Text(prompts_of(parsed.get("prompt")), are_questions=False)
+        messages = parsed.get("messages")
+        if not isinstance(messages, list):
+            raise RequestRefused(400, "messages: must be a list of messages.", code="invalid_type", param="messages")
+        text = chat_text(messages, "first_user" if self._serving.sticky else self._serving.chat_text)
+        return Text([text] if text else [], are_questions=True)
+
+    async def _decide_request(self, asked: Asked, text: Text, key: bytes | None) -> Decision:
+        """One decision for a request, since one model answers it: the strong one as soon as one of its texts needs it."""
+        if key is not None and (known := self._conversations.recall(key)) is not None:
+            decision = known.sticky()
+        else:
+            decisions = await self._decide(asked, text)
+            decision = next((each for each in decisions if each.route == "strong"), decisions[0])
+            if key is not None:
+                self._conversations.remember(key, decision)
+        if self._serving.shadow is not None and decision.reason in ("score", "sticky"):
+            decision = decision.shadowed_by(self._serving.shadow)
+        return decision
+
+    async def _decide(self, asked: Asked, text: Text) -> list[Decision]:
+        """One decision a text, at least one."""
+        if asked.route is not None:
+            return [Decision(asked.route, "requested")] * max(1, len(text.texts))
+        if not text.texts:
+            return [Decision(self._serving.fail_open, "no-text")]
+        reason: Reason
+        try:
+            async with asyncio.timeout(self._serving.router_timeout_s):
+                return await self._router.decide(text.texts, asked.strong_fraction, text.are_questions)
+        except TimeoutError:
+            reason = "router-timeout"
+        except Exception as e:  # whatever befell the router, the models can still answer
+            reason = "router-failed"
+            logger.warning("The router failed (%s); the request goes to the %s model.", type(e).__name__, self._serving.fail_open)
+        return [Decision(self._serving.fail_open, reason)] * len(text.texts)
+
+    # Answers ---------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, exchange: Exchange, decision: Decision, body: bytes, *, streams: bool) -> Answer:
+        """The chosen model's answer, or the other's where it gives none and the client did not name it."""
+        routes = [decision.route]
+        if self._serving.fallback and decision.reason != "requested":
+            routes.append(OTHER[decision.route])
+        causes = []
+        for route in routes:
+            try:
+                answer = await self._models[route].ask(exchange.endpoint, body, streams=streams)
+            except ModelUnavailable as e:
+                causes.append(e.why)
+                continue
+            exchange.answered_by = route
+            exchange.fallback = causes[0] if causes else None
+            return answer
+        exchange.fallback = causes[0]
+        tried = " nor ".join(f"{self.ids[route]} ({cause})" for route, cause in zip(routes, causes, strict=True))
+        if set(causes) == {"timeout"}:
+            raise RequestRefused(504, f"No answer in time from {tried}.", code="model_timeout")
+        raise RequestRefused(503, f"No answer from {tried}. Try again.", code="model_unavailable", retry_after_s=RETRY_AFTER_S)
+
+    async def _relayed(self, exchange: Exchange, answer: Answer) -> AsyncIterator[bytes]:
+        """The chunks as they come. What fails now ends in an error event: another model's text would corrupt the answer."""
+        assert not isinstance(answer.body, bytes)
+        status = CLIENT_LEFT
+        try:
+            async for chunk in answer.body:
+                yield chunk
+            status = 200
+        except Exception as e:
+            status = 502
+            logger.warning("The %s model failed in the middle of a stream (%s).", exchange.answered_by, type(e).__name__)
+            yield b"data: " + error_body(502, "The model failed in the middle of its answer.", code="model_failed") + b"\n\n"
+        finally:
+            await answer.body.aclose()  # type: ignore[attr-defined]  # frees the model's slot when the client left
+            exchange.usage = answer.usage
+            exchange.client_left = status == CLIENT_LEFT
+            self._close(exchange, status)
+
+    def _close(self, exchange: Exchange, status: int) -> None:
+        exchange.status = status
+        exchange.total_s = exchange.elapsed_s()
+        for observer in self._observers:
+            observer.record(exchange)
+
+
+def parsed_object(body: bytes) -> dict[str, Any]:
+    """A request's JSON object. Raises RequestRefused."""
+    try:
+        parsed = from_json(body, allow_inf_nan=False)
+    except ValueError as e:
+        raise RequestRefused(400, f"The body is not JSON: {e}.", code="json_invalid") from e
+    if not isinstance(parsed, dict):
+        raise RequestRefused(400, "The body must be a JSON object.", code="invalid_type")
+    return parsed
+
+
+def wants_stream(parsed: dict[str, Any]) -> bool:
+    """Raises RequestRefused on anything but true, false and null."""
+    stream = parsed.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise RequestRefused(400, "stream: must be true or false.", code="invalid_type", param="stream")
+    return bool(stream)

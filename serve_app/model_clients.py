@@ -1,0 +1,87 @@
+"""How the ingress reaches a model, and the models that are deployments of this application. Runs on ingress replicas."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from firewall_ray.serving_config import ServingConfig
+from serve_app.answers import Answer, Endpoint, ModelUnavailable, StreamHead, Unavailable, Usage, WholeAnswer
+
+logger = logging.getLogger("ray.serve")
+
+
+class ModelClient(Protocol):
+    """One model of the pair."""
+
+    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
+        """body: the client's, JSON. An Answer below 500, or raises ModelUnavailable."""
+        ...
+
+    async def check(self) -> None:
+        """Raises whatever is wrong when the model would not answer now."""
+        ...
+
+
+class DeployedModel:
+    """A `ModelServer` deployment of this application."""
+
+    def __init__(self, handle: DeploymentHandle, serving: ServingConfig) -> None:
+        self._whole = handle.answer
+        self._stream = handle.options(stream=True).stream
+        self._check = handle.check_health
+        self._serving = serving
+
+    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
+        """As the protocol says."""
+        call: Any = None
+        try:
+            async with asyncio.timeout(self._serving.first_token_timeout_s if streams else self._serving.answer_timeout_s):
+                if streams:
+                    call = self._stream.remote(endpoint, body)
+                    first = await anext(call)
+                else:
+                    call = self._whole.remote(endpoint, body)
+                    first = await call
+        except TimeoutError as e:
+            call.cancel()
+            raise ModelUnavailable("timeout") from e
+        except Exception as e:
+            raise ModelUnavailable(_why(e)) from e
+        if isinstance(first, WholeAnswer):
+            if first.status >= 500:
+                raise ModelUnavailable("failed")
+            return Answer(first.status, first.body, first.usage, first.model_s)
+        assert isinstance(first, StreamHead)
+        answer = Answer(200, b"", model_s=first.model_s)
+        answer.body = _chunks(call, answer)
+        return answer
+
+    async def check(self) -> None:
+        """As the protocol says."""
+        await self._check.remote()
+
+
+async def _chunks(call: Any, answer: Answer) -> AsyncIterator[bytes]:
+    """The chunks of a stream that has begun; the usage at its end goes into `answer`."""
+    try:
+        async for item in call:
+            if isinstance(item, Usage):
+                answer.usage = item
+            elif item:
+                yield item
+    finally:
+        call.cancel()  # does nothing to a stream that ended; else the client left, and the model shall stop
+
+
+def _why(error: Exception) -> Unavailable:
+    if isinstance(error, BackPressureError):
+        return "overloaded"
+    if isinstance(error, RayActorError | DeploymentUnavailableError):
+        return "dead"
+    logger.warning("A model's replica raised %s.", type(error).__name__)  # its message may repeat a prompt
+    return "failed"

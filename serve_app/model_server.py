@@ -1,0 +1,94 @@
+"""A model's deployment: `ray.serve.llm`'s server, spoken to in bytes. Runs on model replicas.
+
+Ray's own ingress parses a body, pickles the request, unpickles the response and dumps it again, through a streaming call even
+for an answer that does not stream. Here a body crosses as it came and an answer as it leaves, in one plain call where it does
+not stream. docs/serving.md says what that gained.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json, to_json
+from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS
+from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, CompletionRequest, ErrorResponse
+from ray.llm._internal.serve.core.server.llm_server import LLMServer
+
+from serve_app.answers import Endpoint, StreamHead, Usage, WholeAnswer
+from serve_app.http_errors import error_body, first_problem
+
+REQUEST_TYPES: dict[Endpoint, type[BaseModel]] = {"chat": ChatCompletionRequest, "completions": CompletionRequest}
+CLIENT_ERRORS = (ValidationError, *VLLM_CLIENT_ERRORS)
+
+# How an event shows that it holds the usage and no text. In a JSON string, as text is, the quotes would be escaped.
+NO_CHOICES = '"choices":[]'
+ERROR = 'data: {"error"'
+
+
+class ModelServer(LLMServer):
+    """One replica of a model. Its request types, engine and everything else are Ray's."""
+
+    async def answer(self, endpoint: Endpoint, body: bytes) -> WholeAnswer:
+        """The whole answer to a request that does not stream; a 4xx to a body that the model does not take."""
+        began = time.perf_counter()
+        try:
+            responses = await self._ask(endpoint, from_json(body))
+            response = await anext(responses)
+        except CLIENT_ERRORS as e:
+            return _refusal(400, e, began)
+        if isinstance(response, ErrorResponse):
+            return WholeAnswer(response.error.code, error_body(response.error.code, response.error.message), None, _since(began))
+        usage = Usage(response.usage.prompt_tokens, response.usage.completion_tokens or 0)
+        return WholeAnswer(200, to_json(response), usage, _since(began))
+
+    async def stream(self, endpoint: Endpoint, body: bytes) -> AsyncIterator[WholeAnswer | StreamHead | bytes | Usage]:
+        """StreamHead, chunks of server-sent events, Usage; or one WholeAnswer, a 4xx."""
+        began = time.perf_counter()
+        parsed = from_json(body)
+        options = parsed.get("stream_options")
+        usage_is_wanted = bool(isinstance(options, dict) and options.get("include_usage"))
+        if options is None or isinstance(options, dict):  # anything else is the client's error, for the model to name
+            parsed["stream_options"] = {**(options or {}), "include_usage": True}
+        try:
+            events = await self._ask(endpoint, parsed)
+            first = await anext(events)
+        except CLIENT_ERRORS as e:
+            yield _refusal(400, e, began)
+            return
+        if isinstance(first, ErrorResponse):
+            yield WholeAnswer(first.error.code, error_body(first.error.code, first.error.message), None, _since(began))
+            return
+        if first.startswith(ERROR):
+            raise RuntimeError("the engine failed before its first token")
+
+        yield StreamHead(_since(began))
+        yield first.encode()
+        usage = Usage(0, 0)
+        # The first token leaves at once; of the others, those of some milliseconds leave together.
+        async for batch in self._batch_output_stream(events):
+            for event in batch:
+                if NO_CHOICES in event:
+                    usage = _usage_of(event)
+            yield "".join(event for event in batch if usage_is_wanted or NO_CHOICES not in event).encode()
+        yield usage
+
+    async def _ask(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Any]:
+        """The engine's responses: one, or a stream's events as text."""
+        body["model"] = self._llm_config.model_id  # the client named the router
+        request = REQUEST_TYPES[endpoint].model_validate(body)
+        return await self._run_request(request, engine_method=endpoint)
+
+
+def _since(began: float) -> float:
+    return time.perf_counter() - began
+
+
+def _refusal(status: int, error: Exception, began: float) -> WholeAnswer:
+    message, code, param = first_problem(error) if isinstance(error, ValidationError) else (str(error), None, None)
+    return WholeAnswer(status, error_body(status, message, code=code, param=param), None, _since(began))
+
+
+def _usage_of(event: str) -> Usage:
+    counted = from_json(event.removeprefix("data: "))["usage"]
+    return Usage(counted["prompt_tokens"], counted["completion_tokens"])

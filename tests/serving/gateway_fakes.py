@@ -1,0 +1,127 @@
+"""A gateway without Ray and models: a router and two models that do as a test says, and an HTTP client of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from pydantic_core import from_json, to_json
+
+from firewall_ray.serving_config import Route, ServingConfig
+from serve_app.answers import Answer, Endpoint, ModelUnavailable, Unavailable, Usage
+from serve_app.decision import Decision
+from serve_app.exchange import Exchange
+from serve_app.gateway import Gateway
+from serve_app.ingress import asgi_app
+
+IDS: dict[Route, str] = {"weak": "small", "strong": "large"}
+
+
+@dataclass
+class FakeRouter:
+    """p_weak of a text is in `scores`, else 0.5; below the strong fraction it goes strong. `error` is raised instead."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    default_fraction: float = 0.3
+    error: Exception | None = None
+    delay_s: float = 0.0
+    calls: list[tuple[list[str], float | None, bool]] = field(default_factory=list)
+
+    async def decide(self, texts: list[str], strong_fraction: float | None, are_questions: bool) -> list[Decision]:
+        self.calls.append((texts, strong_fraction, are_questions))
+        await asyncio.sleep(self.delay_s)
+        if self.error is not None:
+            raise self.error
+        threshold = self.default_fraction if strong_fraction is None else strong_fraction
+        scores = [self.scores.get(text, 0.5) for text in texts]
+        return [Decision("strong" if s < threshold else "weak", "score", s, threshold, "v1", False, threshold) for s in scores]
+
+
+@dataclass
+class FakeModel:
+    """Answers with `text`, word by word where it streams. `why`: gives no answer. `breaks_after`: words, then it raises."""
+
+    model_id: str
+    text: str = "all of it"
+    why: Unavailable | None = None
+    breaks_after: int | None = None
+    hangs: bool = False
+    bodies: list[bytes] = field(default_factory=list)
+    num_open: int = 0
+
+    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
+        self.bodies.append(body)
+        if self.why is not None:
+            raise ModelUnavailable(self.why)
+        if self.hangs:
+            self.num_open += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.num_open -= 1
+        usage = Usage(from_json(body).get("max_tokens", 7), len(self.text.split()))
+        if not streams:
+            answer = {"object": endpoint, "model": self.model_id, "choices": [{"index": 0, "text": self.text}]}
+            return Answer(200, to_json(answer), usage, 0.01)
+        answer = Answer(200, b"", model_s=0.01)
+        answer.body = self._chunks(answer, usage)
+        return answer
+
+    async def check(self) -> None:
+        if self.why is not None:
+            raise ModelUnavailable(self.why)
+
+    async def _chunks(self, answer: Answer, usage: Usage) -> AsyncIterator[bytes]:
+        self.num_open += 1
+        try:
+            for i, word in enumerate(self.text.split()):
+                if i == self.breaks_after:
+                    raise RuntimeError("the engine died")
+                yield b"data: " + to_json({"model": self.model_id, "choices": [{"index": 0, "text": word}]}) + b"\n\n"
+            answer.usage = usage
+            yield b"data: [DONE]\n\n"
+        finally:
+            self.num_open -= 1
+
+
+@dataclass
+class Recorder:
+    """An observer that keeps what it is told."""
+
+    exchanges: list[Exchange] = field(default_factory=list)
+
+    def record(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+
+
+class Fakes:
+    """The gateway and everything around it. `serving`: the fields that matter to the test."""
+
+    def __init__(self, router: FakeRouter | None = None, **serving: Any) -> None:
+        self.router = router or FakeRouter()
+        self.weak, self.strong = FakeModel(IDS["weak"]), FakeModel(IDS["strong"])
+        self.recorder = Recorder()
+        self.serving = ServingConfig.model_validate({"api_keys": "disabled", **serving})
+        self.gateway = Gateway(self.router, {"weak": self.weak, "strong": self.strong}, IDS, self.serving, [self.recorder])
+        self.app = asgi_app(self.gateway, self.serving)
+
+    def client(self) -> httpx.AsyncClient:
+        """For tests in the same event loop. Errors that nobody handled become a 500, as behind a real server."""
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://gateway")
+
+    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> httpx.Response:
+        """One request. body: JSON-able, or the bytes themselves."""
+        content = body if isinstance(body, bytes) else to_json(body)
+
+        async def send() -> httpx.Response:
+            async with self.client() as client:
+                return await client.post(path, content=content, headers={"content-type": "application/json", **(headers or {})})
+
+        return asyncio.run(send())
+
+    def chat(
+        self, text: str = "Why?", model: str = "firewall", headers: dict[str, str] | None = None, **options: Any
+    ) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": text}], **options}
+        return self.post("/v1/chat/completions", body, headers)
