@@ -17,9 +17,11 @@ class ApiKeyConfig(Strict):
 class BudgetControlConfig(Strict):
     """Holds the realised strong fraction of live traffic at the target when traffic differs from the calibration set."""
 
-    window: Positive = Field(1_000, description="Requests over which the fraction is held. Shorter follows faster and is noisier.")
-    max_step: float = Field(
-        0.01, gt=0, le=1, description="Largest change, per request, of the strong fraction that the threshold is set for."
+    window: int = Field(
+        1_000,
+        ge=200,
+        description="Decisions in a row, of one router replica, over which the fraction is within 2 points of the target. Shorter "
+        "follows faster; longer keeps closer to the router's ranking.",
     )
 
 
@@ -36,6 +38,14 @@ class PriceConfig(Strict):
 
     prompt: float = Field(ge=0)
     completion: float = Field(ge=0)
+
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Of one answer.
+
+        >>> PriceConfig(prompt=2.0, completion=8.0).cost_usd(1_000, 500)
+        0.006
+        """
+        return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6
 
 
 class ServingConfig(Strict):

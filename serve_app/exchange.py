@@ -1,10 +1,11 @@
 """One routed request from its decision to its last byte: what telemetry, the decision log and the page's counters read."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from firewall_ray.serving_config import Route
+from firewall_ray.serving_config import PriceConfig, Route
 from serve_app.answers import Endpoint, Unavailable, Usage
 from serve_app.decision import Decision
 
@@ -38,6 +39,41 @@ class Exchange:
     def elapsed_s(self) -> float:
         """Since the request arrived."""
         return time.perf_counter() - self._began
+
+    @property
+    def chosen(self) -> Route | None:
+        """The model that a score chose, now or when the conversation began; None where no score did."""
+        if self.decision is None or self.decision.score is None:
+            return None
+        return self.decision.decided or self.decision.route
+
+    @property
+    def router_latency_s(self) -> float | None:
+        """From arrival to the decision; None where the router was not asked."""
+        asked = self.decision is not None and self.decision.reason in ("score", "shadow", "router-timeout", "router-failed")
+        return self.router_s if asked else None
+
+    @property
+    def queue_s(self) -> float | None:
+        """The way to the model's replica and waiting there. None where it is not known: remote models, and after a fallback."""
+        if self.first_byte_s is None or self.router_s is None or self.model_s is None or self.fallback is not None:
+            return None
+        return max(0.0, self.first_byte_s - self.router_s - self.model_s)
+
+    @property
+    def avoided_strong_call(self) -> bool:
+        """Whether the weak model answered, to the end, because a score said that it can."""
+        return self.chosen == "weak" and self.answered_by == "weak" and self.status == 200
+
+    def saving_usd(self, prices: Mapping[Route, PriceConfig]) -> float:
+        """What an avoided strong call saved: the tokens of the weak answer at the strong price less those at the weak one.
+
+        An estimate, since the strong model's answer would have had another length. 0 without both prices.
+        """
+        if not self.avoided_strong_call or self.usage is None or len(prices) < 2:
+            return 0.0
+        tokens = self.usage.prompt_tokens, self.usage.completion_tokens
+        return prices["strong"].cost_usd(*tokens) - prices["weak"].cost_usd(*tokens)
 
 
 class Observer(Protocol):

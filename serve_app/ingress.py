@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -13,10 +14,12 @@ from firewall_ray.config import OpenAIModelConfig
 from firewall_ray.serving_config import Route, ServingConfig
 from serve_app.gateway import Gateway, parsed_object
 from serve_app.http_errors import add_error_handlers, error_response
+from serve_app.live_counters import LiveCounters
 from serve_app.model_clients import DeployedModel, ModelClient
 from serve_app.remote_model import RemoteModel
 from serve_app.request_parts import FIREWALL, asked_for
 from serve_app.router_deployment import DeployedRouter
+from serve_app.telemetry import Telemetry
 
 
 class Ingress:
@@ -35,14 +38,16 @@ class Ingress:
             else DeployedModel(model, serving)
             for route, model in models.items()
         }
-        self._gateway = Gateway(DeployedRouter(router), clients, ids, serving)
+        telemetry = Telemetry(serving.prices)
+        self._counters = LiveCounters(serving.prices, serve.get_replica_context().replica_id.unique_id)
+        self._gateway = Gateway(DeployedRouter(router), clients, ids, serving, [telemetry, self._counters])
         self._serving = serving
 
     async def __serve_build_asgi_app__(self) -> Starlette:
-        return asgi_app(self._gateway, self._serving)
+        return asgi_app(self._gateway, self._serving, self._counters)
 
 
-def asgi_app(gateway: Gateway, serving: ServingConfig) -> Starlette:
+def asgi_app(gateway: Gateway, serving: ServingConfig, counters: LiveCounters) -> Starlette:
     """Every endpoint, around a gateway. No CORS: other sites' scripts are not let in."""
 
     async def chat(request: Request) -> Response:
@@ -65,6 +70,9 @@ def asgi_app(gateway: Gateway, serving: ServingConfig) -> Starlette:
         asked_for(model_id, {}, gateway.ids)
         return JSONResponse(_model_card(model_id))
 
+    async def stats(request: Request) -> Response:
+        return JSONResponse(counters.snapshot())
+
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
@@ -82,6 +90,7 @@ def asgi_app(gateway: Gateway, serving: ServingConfig) -> Starlette:
             Path("/v1/route", route, methods=["POST"]),
             Path("/v1/models", models),
             Path("/v1/models/{model_id:path}", model),
+            Path("/stats", stats),
             Path("/health", health),
             Path("/ready", ready),
         ]

@@ -14,6 +14,7 @@ from serve_app.decision import Decision
 from serve_app.exchange import Exchange
 from serve_app.gateway import Gateway
 from serve_app.ingress import asgi_app
+from serve_app.live_counters import LiveCounters
 
 IDS: dict[Route, str] = {"weak": "small", "strong": "large"}
 
@@ -103,8 +104,10 @@ class Fakes:
         self.weak, self.strong = FakeModel(IDS["weak"]), FakeModel(IDS["strong"])
         self.recorder = Recorder()
         self.serving = ServingConfig.model_validate({"api_keys": "disabled", **serving})
-        self.gateway = Gateway(self.router, {"weak": self.weak, "strong": self.strong}, IDS, self.serving, [self.recorder])
-        self.app = asgi_app(self.gateway, self.serving)
+        self.counters = LiveCounters(self.serving.prices)
+        observers = [self.recorder, self.counters]
+        self.gateway = Gateway(self.router, {"weak": self.weak, "strong": self.strong}, IDS, self.serving, observers)
+        self.app = asgi_app(self.gateway, self.serving, self.counters)
 
     def client(self) -> httpx.AsyncClient:
         """For tests in the same event loop. Errors that nobody handled become a 500, as behind a real server."""
