@@ -16,7 +16,7 @@ from firewall_ray.queries import run_prepare_queries
 from firewall_ray.router.card import CARD_FILE
 from firewall_ray.router.predict import RouterPredictor
 
-MODEL: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_num_seqs": 16, "engine_kwargs": {"enforce_eager": True}}
+MODEL: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_num_seqs": 4, "engine_kwargs": {"enforce_eager": True}}
 ROUTER = "soft_block"
 
 
@@ -28,8 +28,13 @@ def write_run(folder: Path) -> str:
         "models": {key: {**MODEL, "path": f"quickstart/models/{key}"} for key in ("weak", "strong")},
         "router": {"designs": [ROUTER]},
         "scoring": {"device": "cpu"},
-        # Ample: these tests are about what is decided, and a busy machine is no finding.
-        "serving": {"api_keys": "disabled", "strong_fraction": 0.5, "fail_open": "strong", "router_timeout_s": 5},
+        "serving": {
+            "api_keys": "disabled",
+            "strong_fraction": 0.5,
+            "fail_open": "strong",
+            "router_timeout_s": 5,  # ample: most tests are about what is decided, and a busy machine is no finding
+            "max_in_flight": 32,
+        },
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(raw))

@@ -1,75 +1,28 @@
 """The whole application for real: two vLLM engines, router and ingress in one Ray Serve, asked by the official client.
 
-One application serves every test of this module; the last ones break its router.
+The application is shared with the other slow tests of serving; the last ones here break its router.
 """
 
 import json
 import signal
-import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
-import psutil
 import pytest
 import torch
-from servable_run import ROUTER, prompts_of_split, write_run
+from running_app import Served, processes_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import load_config
-from firewall_ray.policy import Threshold, goes_strong
-from firewall_ray.router.predict import RouterPredictor
+from firewall_ray.policy import goes_strong
 
 pytestmark = pytest.mark.slow
 
 QUESTION = "What is the postal code of Drimaror?"
 PROMPT = f"Question: {QUESTION}\nAnswer: "
 CANARY = "Zyxwvutopia"  # in questions that must not show up in any log
-
-
-@dataclass
-class Served:
-    """The running application and what is needed to say offline what it should decide."""
-
-    url: str
-    client: openai.OpenAI
-    predictor: RouterPredictor
-    test_prompts: list[str]
-    log_folder: Path
-
-    def threshold(self, strong_fraction: float) -> Threshold:
-        return self.predictor.card.quantiles.threshold(strong_fraction)
-
-    def route(self, **body: Any) -> Any:
-        return httpx.post(f"{self.url}/v1/route", json=body, timeout=60).raise_for_status().json()
-
-
-@pytest.fixture(scope="module")
-def served(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    import ray
-    from ray import serve
-
-    from serve_app.app import build_app
-
-    config_path = write_run(tmp_path_factory.mktemp("run"))
-    store = ArtifactStore(load_config(config_path).root)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build_app({"config": config_path}), name="firewall", route_prefix="/")
-    url = f"http://127.0.0.1:{port}"
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
-    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
-    predictor = RouterPredictor(store.router(ROUTER).path, num_threads=1)
-    yield Served(url, client, predictor, prompts_of_split(store, "test"), logs)
-    serve.shutdown()
 
 
 def chat(served: Served, model: str = "firewall", question: str = QUESTION, **options: Any) -> Any:
@@ -329,13 +282,8 @@ def test_bad_input_is_refused_in_openais_shape(served: Served, path: str, body: 
 # When the router breaks ----------------------------------------------------------------------------------------------
 
 
-def router_process() -> psutil.Process:
-    (found,) = [p for p in psutil.Process().children(recursive=True) if "ServeReplica:firewall:Router" in " ".join(p.cmdline())]
-    return found
-
-
 def test_a_router_that_hangs_costs_a_request_the_deadline_and_no_more(served: Served) -> None:
-    process = router_process()
+    (process,) = processes_of("Router")
     process.send_signal(signal.SIGSTOP)
     try:
         response = chat(served, "firewall-0", f"What do they drink in {CANARY}?")
@@ -346,7 +294,8 @@ def test_a_router_that_hangs_costs_a_request_the_deadline_and_no_more(served: Se
 
 
 def test_a_dead_router_fails_open_and_comes_back(served: Served) -> None:
-    router_process().kill()
+    (process,) = processes_of("Router")
+    process.kill()
     response = chat(served, "firewall-0", f"What do they eat in {CANARY}?")
     # A router that is back within the deadline may have decided after all; at the fraction 0 it then says weak.
     decided = response.headers["x-firewall-reason"] == "score"
