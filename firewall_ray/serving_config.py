@@ -80,6 +80,7 @@ class ServingConfig(Strict):
     max_in_flight: Positive = Field(256, description="Requests that an ingress replica works on; more are refused with a 429.")
     max_in_flight_per_key: Positive = Field(64, description="Of these, for one API key.")
     max_body_mib: float = Field(16, gt=0, description="Larger bodies are refused with a 413. Images in a chat are large.")
+    body_timeout_s: float = Field(60, gt=0, description="A body's time to arrive; it holds a place in flight meanwhile.")
     api_keys: Annotated[list[ApiKeyConfig], Field(min_length=1)] | Literal["disabled"] | None = Field(
         None,
         description="Who may call. `disabled` lets in whoever reaches the port, and must be said in words: None does not serve.",
@@ -88,6 +89,9 @@ class ServingConfig(Strict):
     # Size
     ingress_replicas: ReplicasConfig = Field(ReplicasConfig(), description="Each takes a few hundred requests/s of one CPU.")
     router_replicas: ReplicasConfig = ReplicasConfig()
+
+    # The page at /
+    examples: dict[str, str] = Field(default_factory=dict, description="Questions to click, by what they show.")
 
     # What is recorded
     decision_log: DecisionLogConfig | None = Field(None, description="None: nothing is written.")

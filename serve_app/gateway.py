@@ -6,23 +6,23 @@ tests without.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pydantic_core import from_json
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from firewall_ray.serving_config import Route, ServingConfig
 from serve_app.answers import Answer, Endpoint, ModelUnavailable
-from serve_app.conversations import HEADER, Conversations, conversation_key
+from serve_app.conversations import HEADER, Conversations, conversation_key, first_turn
 from serve_app.decision import OTHER, Decision, Reason
 from serve_app.exchange import Exchange, Observer
-from serve_app.http_errors import RequestRefused, error_body
+from serve_app.http_errors import CLIENT_LEFT, RequestRefused, error_body
 from serve_app.model_clients import ModelClient
 from serve_app.request_parts import Asked, asked_for, chat_text, prompts_of
 
-CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
 RETRY_AFTER_S = 1
 
 logger = logging.getLogger("ray.serve")
@@ -31,8 +31,12 @@ logger = logging.getLogger("ray.serve")
 class RouterClient(Protocol):
     """The router as the gateway sees it."""
 
-    def decide(self, texts: list[str], strong_fraction: float | None, are_questions: bool) -> Awaitable[list[Decision]]:
-        """One decision a text, at `strong_fraction` or, when None, at the default in force."""
+    def decide(
+        self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
+    ) -> Awaitable[list[Decision]]:
+        """One decision a text, at `strong_fraction` or, when None, at the default in force. counts: as one request, answered
+        by a model, that the budget control is to know of.
+        """
         ...
 
 
@@ -64,11 +68,11 @@ class Gateway:
     # Requests --------------------------------------------------------------------------------------------------------
 
     async def answer(self, endpoint: Endpoint, request: Request) -> Response:
-        """A chat or a completion: decided, answered and recorded."""
+        """A chat or a completion: decided, answered and recorded. To be cancelled when the client leaves, as Ray Serve does."""
         exchange = Exchange(endpoint, key_name=request.scope.get("state", {}).get("key_name"))
         try:
             response = await self._answer(exchange, request)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ClientDisconnect):
             exchange.client_left = True
             self._close(exchange, CLIENT_LEFT)
             raise
@@ -91,7 +95,8 @@ class Gateway:
         exchange.text = "\n".join(text.texts) or None
         key = None
         if self._serving.sticky and exchange.endpoint == "chat" and asked.route is None:
-            key = conversation_key(parsed["model"], parsed["messages"], request.headers.get(HEADER), exchange.key_name)
+            beginning, given = first_turn(parsed["messages"]), request.headers.get(HEADER)
+            key = conversation_key(asked.strong_fraction, beginning, given, exchange.key_name)
 
         decision = exchange.decision = await self._decide_request(asked, text, key)
         exchange.router_s = exchange.elapsed_s()
@@ -102,11 +107,17 @@ class Gateway:
         headers = decision.headers()
         if exchange.answered_by != decision.route:
             assert exchange.answered_by is not None
-            headers |= {"x-firewall-route": exchange.answered_by, "x-firewall-decided": decision.route}
-            headers["x-firewall-fallback"] = str(exchange.fallback)
+            headers |= {"x-firewall-route": exchange.answered_by, "x-firewall-fallback": str(exchange.fallback)}
+            headers.setdefault("x-firewall-decided", decision.route)
         if isinstance(answer.body, bytes):
             return Response(answer.body, answer.status, headers, answer.media_type)
-        return StreamingResponse(self._relayed(exchange, answer), answer.status, headers, answer.media_type)
+
+        exchange.status = CLIENT_LEFT  # until the last chunk came
+
+        async def over() -> None:
+            await self._stream_over(exchange, answer)
+
+        return _Stream(self._relayed(exchange, answer.body), over, headers)
 
     async def route(self, parsed: dict[str, Any], headers: Mapping[str, str]) -> list[Decision]:
         """The decisions alone: of a chat's body one, of a completion's one for each of its prompts. Nothing is recorded."""
@@ -135,7 +146,7 @@ class Gateway:
         messages = parsed.get("messages")
         if not isinstance(messages, list):
             raise RequestRefused(400, "messages: must be a list of messages.", code="invalid_type", param="messages")
-        text = chat_text(messages, "first_user" if self._serving.sticky else self._serving.chat_text)
+        text = chat_text(first_turn(messages) if self._serving.sticky else messages, self._serving.chat_text)
         return Text([text] if text else [], are_questions=True)
 
     async def _decide_request(self, asked: Asked, text: Text, key: bytes | None) -> Decision:
@@ -143,7 +154,7 @@ class Gateway:
         if key is not None and (known := self._conversations.recall(key)) is not None:
             decision = known.sticky()
         else:
-            decisions = await self._decide(asked, text)
+            decisions = await self._decide(asked, text, counts=True)
             decision = next((each for each in decisions if each.route == "strong"), decisions[0])
             if key is not None:
                 self._conversations.remember(key, decision)
@@ -151,7 +162,7 @@ class Gateway:
             decision = decision.shadowed_by(self._serving.shadow)
         return decision
 
-    async def _decide(self, asked: Asked, text: Text) -> list[Decision]:
+    async def _decide(self, asked: Asked, text: Text, *, counts: bool = False) -> list[Decision]:
         """One decision a text, at least one."""
         if asked.route is not None:
             return [Decision(asked.route, "requested")] * max(1, len(text.texts))
@@ -160,7 +171,7 @@ class Gateway:
         reason: Reason
         try:
             async with asyncio.timeout(self._serving.router_timeout_s):
-                return await self._router.decide(text.texts, asked.strong_fraction, text.are_questions)
+                return await self._router.decide(text.texts, asked.strong_fraction, text.are_questions, counts)
         except TimeoutError:
             reason = "router-timeout"
         except Exception as e:  # whatever befell the router, the models can still answer
@@ -191,29 +202,45 @@ class Gateway:
             raise RequestRefused(504, f"No answer in time from {tried}.", code="model_timeout")
         raise RequestRefused(503, f"No answer from {tried}. Try again.", code="model_unavailable", retry_after_s=RETRY_AFTER_S)
 
-    async def _relayed(self, exchange: Exchange, answer: Answer) -> AsyncIterator[bytes]:
+    async def _relayed(self, exchange: Exchange, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The chunks as they come. What fails now ends in an error event: another model's text would corrupt the answer."""
-        assert not isinstance(answer.body, bytes)
-        status = CLIENT_LEFT
         try:
-            async for chunk in answer.body:
+            async for chunk in chunks:
                 yield chunk
-            status = 200
+            exchange.status = 200
         except Exception as e:
-            status = 502
+            exchange.status = 502
             logger.warning("The %s model failed in the middle of a stream (%s).", exchange.answered_by, type(e).__name__)
             yield b"data: " + error_body(502, "The model failed in the middle of its answer.", code="model_failed") + b"\n\n"
+
+    async def _stream_over(self, exchange: Exchange, answer: Answer) -> None:
+        try:
+            if answer.release is not None:
+                await answer.release()
         finally:
-            await answer.body.aclose()  # type: ignore[attr-defined]  # frees the model's slot when the client left
             exchange.usage = answer.usage
-            exchange.client_left = status == CLIENT_LEFT
-            self._close(exchange, status)
+            exchange.client_left = exchange.status == CLIENT_LEFT
+            self._close(exchange, exchange.status)
 
     def _close(self, exchange: Exchange, status: int) -> None:
         exchange.status = status
         exchange.total_s = exchange.elapsed_s()
         for observer in self._observers:
             observer.record(exchange)
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events. `over` is awaited once, also where the client left before the first of them."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], over: Callable[[], Awaitable[None]], headers: Mapping[str, str]) -> None:
+        super().__init__(chunks, 200, headers, "text/event-stream")
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._over()
 
 
 def parsed_object(body: bytes) -> dict[str, Any]:

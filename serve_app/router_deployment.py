@@ -6,6 +6,7 @@ The score comes from the predictor that the offline jobs use, and it meets its t
 import asyncio
 import logging
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field
@@ -14,12 +15,15 @@ from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 
 from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.budget_control import BudgetController
 from firewall_ray.config import RunConfig, ScoringConfig
 from firewall_ray.config_base import Name, Strict
 from firewall_ray.errors import ModelError
 from firewall_ray.policy import goes_strong
 from firewall_ray.router.predict import RouterPredictor, local_copy
+from firewall_ray.serving_config import BudgetControlConfig
 from serve_app.decision import Decision
+from serve_app.telemetry import RayMetrics
 
 MAX_ONGOING_REQUESTS = 1_000
 
@@ -35,13 +39,26 @@ class RouterUserConfig(Strict):
 
 
 class Router:
-    """A replica of the router of `pair` (keys of the weak and the strong model)."""
+    """A replica of the router of `pair` (keys of the weak and the strong model).
 
-    def __init__(self, store: ArtifactStore, scoring: ScoringConfig, pair: tuple[str, str], tie_seed: int) -> None:
+    Under `budget_control` each replica holds the fraction of its own decisions; so n of them together hold it over n windows.
+    """
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        scoring: ScoringConfig,
+        pair: tuple[str, str],
+        tie_seed: int,
+        budget_control: BudgetControlConfig | None,
+    ) -> None:
         self._store = store
         self._scoring = scoring
         self._pair = pair
         self._tie_seed = tie_seed
+        self._budget_control = budget_control
+        self._budgets: BudgetController | None = None
+        self._metrics = RayMetrics()
         self._predictor: RouterPredictor | None = None
         self._strong_fraction = 0.0
         self._loaded: tuple[str, str | None] | None = None
@@ -49,18 +66,31 @@ class Router:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve at the start and on every change. Requests are answered by the router before, until the new one is
-        loaded and warm; one that cannot be loaded is left out with an error in the log, and the router before stays.
+        loaded and warm. What cannot be applied is left out: the router before stays, since Serve would answer an exception by
+        stopping it; the reason is in the log, and the metric `firewall_router_config_refused` is 1 until the next good change.
         """
         try:
             wanted = RouterUserConfig.model_validate(user_config)
             if self._predictor is None or (wanted.router, wanted.version) != self._loaded:
-                self._predictor = await asyncio.to_thread(self._load, wanted)
-                self._loaded = (wanted.router, wanted.version)
+                self._use(await asyncio.to_thread(self._load, wanted), wanted)
             self._strong_fraction = wanted.strong_fraction
+            if self._budgets is not None:
+                self._budgets.default = wanted.strong_fraction
         except Exception as e:
             if self._predictor is None:
                 raise
-            logger.error("The router's user_config is not applied, the one before stays: %s", e)
+            self._metrics("firewall_router_config_refused", 1, {})
+            logger.error("The user_config of Router is not applied; version %s stays. %s", self._predictor.card.version, e)
+        else:
+            self._metrics("firewall_router_config_refused", 0, {})
+
+    def _use(self, predictor: RouterPredictor, wanted: RouterUserConfig) -> None:
+        """From now on. The budget control begins anew with a router, whose scores are of another scale."""
+        self._predictor = predictor
+        self._loaded = (wanted.router, wanted.version)
+        if self._budget_control is not None:
+            quantiles, window = predictor.card.quantiles, self._budget_control.window
+            self._budgets = BudgetController(quantiles, window, default=wanted.strong_fraction)
 
     def _load(self, wanted: RouterUserConfig) -> RouterPredictor:
         on_gpu = self._scoring.device == "gpu"
@@ -79,17 +109,25 @@ class Router:
         predictor.predict(["warm up"])  # so that the first request is not slow
         return predictor
 
-    async def decide(self, texts: list[str], strong_fraction: float | None, are_questions: bool) -> list[Decision]:
+    async def decide(
+        self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
+    ) -> list[Decision]:
         """One decision a text. strong_fraction: in [0, 1]; None: the default. are_questions: put them into the card's prompt
         template first, as for training; otherwise they are whole prompts. The prompt's hash breaks ties, so it takes the same
-        way as offline.
+        way as offline. counts: the texts are those of one request that a model will answer, which uses up budget.
         """
-        assert self._predictor is not None
-        card = self._predictor.card
+        predictor, budgets = self._predictor, self._budgets  # of one router to the end, whatever is loaded meanwhile
+        assert predictor is not None
+        card = predictor.card
+        target = self._strong_fraction if strong_fraction is None else strong_fraction
         prompts = [card.prompt_template.format(question=text) for text in texts] if are_questions else texts
-        threshold = card.quantiles.threshold(self._strong_fraction if strong_fraction is None else strong_fraction)
-        scored = await asyncio.gather(*(self._score(prompt) for prompt in prompts))
+        scored = await asyncio.gather(*(self._score(predictor, prompt) for prompt in prompts))
+        # Nothing is awaited from here on: a threshold must know of every decision before it.
+        threshold = card.quantiles.threshold(target) if budgets is None else budgets.threshold(target)
         strong = goes_strong([p_weak for p_weak, _ in scored], prompts, threshold, self._tie_seed)
+        if budgets is not None and counts:
+            budgets.record(target, min(p_weak for p_weak, _ in scored), bool(strong.any()))
+            self._report(budgets)
         return [
             Decision(
                 route="strong" if is_strong else "weak",
@@ -98,18 +136,31 @@ class Router:
                 threshold=threshold.value,
                 router=card.version,
                 truncated=truncated,
-                strong_fraction=threshold.strong_fraction,
+                strong_fraction=target,
             )
             for is_strong, (p_weak, truncated) in zip(strong, scored, strict=True)
         ]
 
+    def _report(self, budgets: BudgetController) -> None:
+        """How the default target is kept."""
+        budget = budgets.budget(budgets.default)
+        self._metrics("firewall_budget", budget.target, {"fraction": "target"})
+        self._metrics("firewall_budget", budgets.threshold(budget.target).strong_fraction, {"fraction": "effective"})
+        if budget.realised is not None:
+            self._metrics("firewall_budget", budget.realised, {"fraction": "realised"})
+
     # Waits for nobody: a batch is what came in while the one before it was scored.
     @serve.batch(batch_wait_timeout_s=0)
-    async def _score(self, prompts: list[str]) -> list[tuple[float, bool]]:
-        """(p_weak, truncated) of each prompt. In a thread, so that this replica's event loop goes on collecting."""
-        assert self._predictor is not None
-        p_weak, truncated = await asyncio.to_thread(self._predictor.score, prompts)
-        return list(zip(p_weak.tolist(), truncated.tolist(), strict=True))
+    async def _score(self, predictors: list[RouterPredictor], prompts: list[str]) -> list[tuple[float, bool]]:
+        """(p_weak, truncated) of each prompt by its predictor: two in a batch while a router is swapped, else one. In a
+        thread, so that this replica's event loop goes on collecting.
+        """
+        scored: dict[RouterPredictor, Iterator[tuple[float, bool]]] = {}
+        for predictor in set(predictors):
+            mine = [prompt for prompt, its in zip(prompts, predictors, strict=True) if its is predictor]
+            p_weak, truncated = await asyncio.to_thread(predictor.score, mine)
+            scored[predictor] = zip(p_weak.tolist(), truncated.tolist(), strict=True)
+        return [next(scored[predictor]) for predictor in predictors]
 
 
 def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> Application:
@@ -128,7 +179,8 @@ def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> App
         },
         user_config=RouterUserConfig(router=name, strong_fraction=config.serving.strong_fraction).model_dump(),
     )
-    return deployment.bind(store, scoring, (config.pair.weak, config.pair.strong), config.evaluation.seed)
+    pair = (config.pair.weak, config.pair.strong)
+    return deployment.bind(store, scoring, pair, config.evaluation.seed, config.serving.budget_control)
 
 
 class DeployedRouter:
@@ -137,9 +189,11 @@ class DeployedRouter:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._decide = handle.decide
 
-    async def decide(self, texts: list[str], strong_fraction: float | None, are_questions: bool) -> list[Decision]:
+    async def decide(
+        self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
+    ) -> list[Decision]:
         """As `Router.decide`. Cancelled with its caller, so that a router that is late does not work for nobody."""
-        call = self._decide.remote(texts, strong_fraction, are_questions)
+        call = self._decide.remote(texts, strong_fraction, are_questions, counts)
         try:
             return await call
         except asyncio.CancelledError:

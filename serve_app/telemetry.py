@@ -57,6 +57,15 @@ METRICS: dict[str, Metric] = {
         "gauge", (), "Share that scores sent to the strong model, of this replica's last 1,000 routed requests."
     ),
     "firewall_target_strong_fraction": Metric("gauge", (), "Mean of the strong fractions asked for by these same requests."),
+    "firewall_budget": Metric(
+        "gauge",
+        ("fraction",),
+        "Under serving.budget_control, of a router replica's decisions for the model `firewall`. target: the strong fraction asked "
+        "for; realised: of the last window; effective: what the threshold is set for, in order to hold it.",
+    ),
+    "firewall_router_config_refused": Metric(
+        "gauge", (), "1 while a router replica runs as before because its new user_config could not be applied; its log says why."
+    ),
     "firewall_strong_calls_avoided": Metric(
         "counter", (), "Requests that the weak model answered because a score said that it can."
     ),

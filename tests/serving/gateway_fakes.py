@@ -29,7 +29,9 @@ class FakeRouter:
     delay_s: float = 0.0
     calls: list[tuple[list[str], float | None, bool]] = field(default_factory=list)
 
-    async def decide(self, texts: list[str], strong_fraction: float | None, are_questions: bool) -> list[Decision]:
+    async def decide(
+        self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
+    ) -> list[Decision]:
         self.calls.append((texts, strong_fraction, are_questions))
         await asyncio.sleep(self.delay_s)
         if self.error is not None:
@@ -65,8 +67,9 @@ class FakeModel:
         if not streams:
             answer = {"object": endpoint, "model": self.model_id, "choices": [{"index": 0, "text": self.text}]}
             return Answer(200, to_json(answer), usage, 0.01)
-        answer = Answer(200, b"", model_s=0.01)
+        answer = Answer(200, b"", model_s=0.01, release=self._release)
         answer.body = self._chunks(answer, usage)
+        self.num_open += 1
         return answer
 
     async def check(self) -> None:
@@ -74,16 +77,15 @@ class FakeModel:
             raise ModelUnavailable(self.why)
 
     async def _chunks(self, answer: Answer, usage: Usage) -> AsyncIterator[bytes]:
-        self.num_open += 1
-        try:
-            for i, word in enumerate(self.text.split()):
-                if i == self.breaks_after:
-                    raise RuntimeError("the engine died")
-                yield b"data: " + to_json({"model": self.model_id, "choices": [{"index": 0, "text": word}]}) + b"\n\n"
-            answer.usage = usage
-            yield b"data: [DONE]\n\n"
-        finally:
-            self.num_open -= 1
+        for i, word in enumerate(self.text.split()):
+            if i == self.breaks_after:
+                raise RuntimeError("the engine died")
+            yield b"data: " + to_json({"model": self.model_id, "choices": [{"index": 0, "text": word}]}) + b"\n\n"
+        answer.usage = usage
+        yield b"data: [DONE]\n\n"
+
+    async def _release(self) -> None:
+        self.num_open -= 1
 
 
 @dataclass
@@ -107,7 +109,8 @@ class Fakes:
         self.counters = LiveCounters(self.serving.prices)
         observers = [self.recorder, self.counters]
         self.gateway = Gateway(self.router, {"weak": self.weak, "strong": self.strong}, IDS, self.serving, observers)
-        self.app = asgi_app(self.gateway, self.serving, self.counters)
+        self.refused: list[int] = []  # statuses
+        self.app = asgi_app(self.gateway, self.serving, self.counters, self.refused.append)
 
     def client(self) -> httpx.AsyncClient:
         """For tests in the same event loop. Errors that nobody handled become a 500, as behind a real server."""

@@ -10,7 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOUNDATIONS = {f"firewall_ray.{name}" for name in ("schemas", "config", "errors", "casting", "artifacts")}
-LIGHT = ("firewall_ray.tasks", "firewall_ray.labels", "firewall_ray.policy", "firewall_ray.evaluation.metrics")
+LIGHT = (
+    "firewall_ray.tasks",
+    "firewall_ray.labels",
+    "firewall_ray.policy",
+    "firewall_ray.budget_control",
+    "firewall_ray.evaluation.metrics",
+)
 HEAVY = {"ray", "torch", "vllm", "deepspeed", "transformers", "datasets", "sklearn", "matplotlib"}
 MAX_LINES = 300
 LONGER = ("firewall_ray.config", "firewall_ray.artifacts")  # one section of fields after another; the whole protocol
