@@ -9,7 +9,7 @@ import typer
 
 from firewall_ray.job import ConfigOption, RootOption, SetOption, console, job
 
-HostOption = Annotated[str, typer.Option("--host", help="Address to bind. 0.0.0.0 opens it to the network; it asks for no key.")]
+HostOption = Annotated[str, typer.Option("--host", help="Address to bind. 0.0.0.0 opens it to the network: see serving.api_keys.")]
 PortOption = Annotated[int, typer.Option("--port", min=1, max=65_535)]
 
 logger = logging.getLogger("firewall_ray")
