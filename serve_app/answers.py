@@ -3,7 +3,7 @@
 `WholeAnswer`, `StreamHead` and `Usage` cross from a model replica to the ingress; `Answer` is what the ingress sends on.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,12 +40,17 @@ class StreamHead:
 
 @dataclass
 class Answer:
-    """status: HTTP. body: all of it, or the chunks of an event stream. usage: None until known, for a stream its end."""
+    """status: HTTP. body: all of it, or the chunks of an event stream. usage: None until known, for a stream its end.
+
+    release: frees what a stream holds at its model. To be called once, whatever became of the stream, read or not: the
+    `finally` of a generator that nobody began to read never runs.
+    """
 
     status: int
     body: bytes | AsyncIterator[bytes]
     usage: Usage | None = None
     model_s: float | None = None
+    release: Callable[[], Awaitable[None]] | None = None
 
     @property
     def media_type(self) -> str:

@@ -1,10 +1,11 @@
 """Which model a conversation began with, so that it stays there (`serving.sticky`). Lives in an ingress replica.
 
-The first turn decides, by the first user text. Another ingress replica, which never saw that turn, reads the same text and
-decides the same; this memory holds a conversation where it is when the threshold moves or the router changes meanwhile.
+The first turn decides. Another ingress replica, which never saw that turn, reads the same messages and decides the same; this
+memory holds a conversation where it is when the threshold moves or the router changes meanwhile.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -12,6 +13,7 @@ from cachetools import TTLCache
 from pydantic_core import to_json
 
 from serve_app.decision import Decision
+from serve_app.request_parts import chat_text
 
 HEADER = "x-firewall-conversation"
 MAX_CONVERSATIONS = 100_000  # some hundred bytes each
@@ -19,10 +21,10 @@ FORGET_AFTER_S = 3_600.0  # a KV cache rarely outlives that
 
 
 class Conversations:
-    """Decisions by conversation key."""
+    """Decisions by conversation key; of too many, those go that were not asked for the longest. clock: seconds."""
 
-    def __init__(self) -> None:
-        self._decisions: TTLCache[bytes, Decision] = TTLCache(MAX_CONVERSATIONS, FORGET_AFTER_S)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._decisions: TTLCache[bytes, Decision] = TTLCache(MAX_CONVERSATIONS, FORGET_AFTER_S, clock)
 
     def recall(self, key: bytes) -> Decision | None:
         """What was decided when the conversation began; None when that is not known here. Starts its hour again."""
@@ -37,15 +39,22 @@ class Conversations:
             self._decisions[key] = decision
 
 
-def conversation_key(model: str, messages: Sequence[Any], given: str | None, caller: str | None) -> bytes:
-    """A digest that every turn of a conversation shares: of the id `given` by the client, else of how it began.
+def first_turn(messages: Sequence[Any]) -> Sequence[Any]:
+    """The messages up to the first user text, which every later turn of the conversation begins with too.
 
-    model: as the client named it, for a conversation at another strong fraction is another one. caller: of the API key, so
-    that two callers' ids never meet.
+    >>> first_turn([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}])
+    [{'role': 'user', 'content': 'Why?'}]
     """
-    beginning: list[Any] = []
-    for message in messages:
-        beginning.append(message)
-        if isinstance(message, dict) and message.get("role") == "user":
-            break
-    return blake2b(to_json([caller, model, given or beginning]), digest_size=16).digest()
+    for end, message in enumerate(messages, start=1):
+        if chat_text([message], "last_user") is not None:
+            return messages[:end]
+    return messages
+
+
+def conversation_key(strong_fraction: float | None, beginning: Sequence[Any], given: str | None, caller: str | None) -> bytes:
+    """A digest that every turn of a conversation shares: of the id `given` by the client, else of its `beginning`.
+
+    strong_fraction: as the client asked for it, for at another one it is another conversation. caller: name of the API key,
+    so that two callers' ids never meet.
+    """
+    return blake2b(to_json([caller, strong_fraction, given or beginning]), digest_size=16).digest()

@@ -19,7 +19,7 @@ class ModelClient(Protocol):
     """One model of the pair."""
 
     async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
-        """body: the client's, JSON. An Answer below 500, or raises ModelUnavailable."""
+        """body: the client's, JSON. An Answer below 500, or raises ModelUnavailable. Cancelled, it frees the model."""
         ...
 
     async def check(self) -> None:
@@ -38,15 +38,13 @@ class DeployedModel:
 
     async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
         """As the protocol says."""
-        call: Any = None
+        call: Any = (self._stream if streams else self._whole).remote(endpoint, body)
         try:
             async with asyncio.timeout(self._serving.first_token_timeout_s if streams else self._serving.answer_timeout_s):
-                if streams:
-                    call = self._stream.remote(endpoint, body)
-                    first = await anext(call)
-                else:
-                    call = self._whole.remote(endpoint, body)
-                    first = await call
+                first = await (anext(call) if streams else call)
+        except asyncio.CancelledError:  # the client left
+            call.cancel()
+            raise
         except TimeoutError as e:
             call.cancel()
             raise ModelUnavailable("timeout") from e
@@ -57,7 +55,11 @@ class DeployedModel:
                 raise ModelUnavailable("failed")
             return Answer(first.status, first.body, first.usage, first.model_s)
         assert isinstance(first, StreamHead)
-        answer = Answer(200, b"", model_s=first.model_s)
+
+        async def release() -> None:
+            call.cancel()  # does nothing to a stream that ended; else the client left, and the model shall stop
+
+        answer = Answer(200, b"", model_s=first.model_s, release=release)
         answer.body = _chunks(call, answer)
         return answer
 
@@ -68,14 +70,11 @@ class DeployedModel:
 
 async def _chunks(call: Any, answer: Answer) -> AsyncIterator[bytes]:
     """The chunks of a stream that has begun; the usage at its end goes into `answer`."""
-    try:
-        async for item in call:
-            if isinstance(item, Usage):
-                answer.usage = item
-            elif item:
-                yield item
-    finally:
-        call.cancel()  # does nothing to a stream that ended; else the client left, and the model shall stop
+    async for item in call:
+        if isinstance(item, Usage):
+            answer.usage = item
+        elif item:
+            yield item
 
 
 def _why(error: Exception) -> Unavailable:

@@ -67,8 +67,8 @@ def _fraction_of_header(given: str, named: float | None) -> float:
     return fraction
 
 
-def chat_text(messages: Sequence[Any], which: Literal["last_user", "first_user", "conversation"]) -> str | None:
-    """The text of a chat that the router reads: of the last or first user message that has any, or all that has been said.
+def chat_text(messages: Sequence[Any], which: Literal["last_user", "conversation"]) -> str | None:
+    """The text of a chat that the router reads: of the last user message that has any, or all that has been said.
 
     Text parts are joined by newlines, as vLLM joins them. Content may be a string, null, or parts, of which images and the
     like are passed over. None: no text.
@@ -79,7 +79,7 @@ def chat_text(messages: Sequence[Any], which: Literal["last_user", "first_user",
     if which == "conversation":
         texts = [_content_text(message.get("content")) for message in messages if isinstance(message, dict)]
         return "\n".join(text for text in texts if text) or None
-    for message in reversed(messages) if which == "last_user" else messages:
+    for message in reversed(messages):
         if isinstance(message, dict) and message.get("role") == "user" and (text := _content_text(message.get("content"))):
             return text
     return None

@@ -1,5 +1,6 @@
 """How a run's config becomes deployments, and what cannot be served."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import yaml
 from tiny_router import write_router
 
 from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig
+from firewall_ray.config import OpenAIModelConfig, RunConfig, VllmModelConfig
 from firewall_ray.errors import ArtifactMissing, ConfigError
+from firewall_ray.router.card import CARD_FILE
 
 pytestmark = pytest.mark.slow  # importing ray.serve.llm loads vLLM
 
@@ -17,27 +19,46 @@ CPU_MODEL = {"path": "quickstart/models/weak", "device": "cpu", "num_cpus": 2, "
 
 
 def run_config(root: Path, **changes: Any) -> RunConfig:
-    raw = {"root": str(root), "queries": {"tasks": {"tiny_world": {}}}, "models": {"weak": CPU_MODEL, "strong": CPU_MODEL}}
+    raw = {
+        "root": str(root),
+        "queries": {"tasks": {"tiny_world": {}}},
+        "models": {"weak": CPU_MODEL, "strong": CPU_MODEL},
+        "serving": {"api_keys": "disabled"},
+    }
     return RunConfig.model_validate({**raw, **changes})
 
 
-def test_a_model_on_gpus_asks_for_one_bundle_a_gpu_of_its_kind(tmp_path: Path) -> None:
+def served_model(root: Path, model: dict[str, Any]) -> Any:
+    """The LLMConfig of a strong model with these fields."""
     from serve_app.llm_deployments import llm_config
 
+    loaded = run_config(root, models={"weak": CPU_MODEL, "strong": model}).models["strong"]
+    assert isinstance(loaded, VllmModelConfig)
+    return llm_config("strong", loaded)
+
+
+def write_router_of(root: Path, strong: str) -> None:
+    """A router trained for this strong model and `weak`."""
+    store = ArtifactStore(str(root))
+    write_router(store, "soft_block")
+    card = Path(store.router("soft_block").path) / CARD_FILE
+    raw = json.loads(card.read_text())
+    card.write_text(json.dumps({**raw, "strong": {**raw["strong"], "key": strong}}))
+
+
+def test_a_model_on_gpus_asks_for_one_bundle_a_gpu_of_its_kind(tmp_path: Path) -> None:
     model = {"path": "some/model", "tensor_parallel_size": 2, "accelerator_type": "A100-80G", "replicas": {"min": 1, "max": 3}}
-    served = llm_config(run_config(tmp_path, models={"weak": CPU_MODEL, "strong": model}), "strong")
+    served = served_model(tmp_path, model)
     assert served.model_id == "strong"
     assert served.model_loading_config.model_source == "some/model"
     assert served.get_engine_config().placement_bundles == [{"CPU": 1, "GPU": 1, "accelerator_type:A100-80G": 0.001}] * 2
     assert served.engine_kwargs["gpu_memory_utilization"] == 0.9
-    assert served.deployment_config["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 3}
+    assert served.deployment_config["autoscaling_config"].items() >= {"min_replicas": 1, "max_replicas": 3}.items()
     assert served.runtime_env == {"env_vars": {}}
 
 
 def test_a_model_on_cpu_gets_its_cache_and_threads_and_no_gpu(tmp_path: Path) -> None:
-    from serve_app.llm_deployments import llm_config
-
-    served = llm_config(run_config(tmp_path), "weak")
+    served = served_model(tmp_path, CPU_MODEL)
     assert served.get_engine_config().placement_bundles == [{"CPU": 2}]
     assert "gpu_memory_utilization" not in served.engine_kwargs
     # vLLM takes whole GiB: 1.5 rounds up.
@@ -46,28 +67,25 @@ def test_a_model_on_cpu_gets_its_cache_and_threads_and_no_gpu(tmp_path: Path) ->
 
 
 def test_engine_kwargs_of_the_config_win(tmp_path: Path) -> None:
-    from serve_app.llm_deployments import llm_config
-
     model = {**CPU_MODEL, "max_num_seqs": 8, "engine_kwargs": {"max_num_seqs": 4, "enforce_eager": True}}
-    kwargs = llm_config(run_config(tmp_path, models={"weak": model, "strong": model}), "weak").engine_kwargs
+    kwargs = served_model(tmp_path, model).engine_kwargs
     assert (kwargs["max_num_seqs"], kwargs["enforce_eager"]) == (4, True)
 
 
 @pytest.mark.parametrize("key", ["firewall", "firewall-0.3", "firewall-7b"])
 def test_a_model_cannot_have_the_routers_name(tmp_path: Path, key: str) -> None:
-    from serve_app.llm_deployments import llm_config
+    from serve_app.app import compose
 
-    config = run_config(tmp_path, models={"weak": CPU_MODEL, key: CPU_MODEL}, pair={"strong": key})
+    write_router_of(tmp_path, strong=key)
     with pytest.raises(ConfigError, match=rf"models\.{key}"):
-        llm_config(config, key)
+        compose(run_config(tmp_path, models={"weak": CPU_MODEL, key: CPU_MODEL}, pair={"strong": key}))
 
 
-def test_a_model_served_elsewhere_is_refused_by_its_key(tmp_path: Path) -> None:
-    from serve_app.llm_deployments import llm_config
+def test_without_a_word_about_keys_nothing_is_served(tmp_path: Path) -> None:
+    from serve_app.app import compose
 
-    remote = {"engine": "openai", "base_url": "http://localhost:1/v1", "model": "x"}
-    with pytest.raises(ConfigError, match=r"models\.strong.*openai"):
-        llm_config(run_config(tmp_path, models={"weak": CPU_MODEL, "strong": remote}), "strong")
+    with pytest.raises(ConfigError, match=r"serving\.api_keys.*api_keys: disabled"):
+        compose(run_config(tmp_path, serving={}))
 
 
 def test_a_run_without_a_router_names_the_job_that_trains_one(tmp_path: Path) -> None:
@@ -84,6 +102,18 @@ def test_a_router_of_another_pair_is_refused(tmp_path: Path) -> None:
     config = run_config(tmp_path, models={"weak": CPU_MODEL, "large": CPU_MODEL}, pair={"strong": "large"})
     with pytest.raises(ConfigError, match="trained for weak and strong"):
         compose(config)
+
+
+def test_a_strong_model_bought_elsewhere_needs_no_deployment(tmp_path: Path) -> None:
+    """Its key need not be set in the driver: the ingress replicas are where it is read."""
+    from serve_app.app import compose
+
+    write_router(ArtifactStore(str(tmp_path)), "soft_block")
+    remote = {"engine": "openai", "base_url": "http://localhost:1/v1", "model": "x", "api_key_env": "NOT_SET_HERE"}
+    ingress = compose(run_config(tmp_path, models={"weak": CPU_MODEL, "strong": remote}))
+    models = ingress._bound_deployment.init_kwargs["models"]
+    assert isinstance(models["strong"], OpenAIModelConfig)
+    assert models["weak"]._bound_deployment.name.startswith("ModelServer")
 
 
 @pytest.mark.parametrize("args", [{}, {"root": "r"}, {"config": "c", "port": "80"}])
