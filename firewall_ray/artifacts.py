@@ -26,7 +26,7 @@ from pyarrow import fs as pafs
 import firewall_ray
 from firewall_ray.casting import cast_batch, castable
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
-from firewall_ray.schemas import GRADES, LABELS, QUERIES, SAMPLES, SCORES
+from firewall_ray.schemas import DECISIONS, GRADES, LABELS, QUERIES, SAMPLES, SCORES
 
 STARTED = "_STARTED.json"
 MANIFEST = "_MANIFEST.json"
@@ -93,6 +93,10 @@ class ArtifactStore:
 
     def report(self) -> "Dataset":
         return self._dataset("report", "report", pa.schema([]), "python jobs/report.py")
+
+    def decisions(self) -> "Dataset":
+        """The serving application's decision log. It grows file by file and is never finished, so it has no manifest."""
+        return self._dataset("decisions", "decisions", DECISIONS, "python -m serve_app")
 
     def _dataset(self, kind: str, folder: str, schema: pa.Schema, made_by: str) -> "Dataset":
         return Dataset(kind, f"{self.base}/{folder}", self.filesystem, schema, made_by)
@@ -259,6 +263,25 @@ class Dataset:
         """Write a side file (a figure, a card) of this dataset, between `begin` and `finish`."""
         with _storage_errors(f"write {self.path}/{name}"), self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
             stream.write(data)
+
+    def append(self, rows: pa.Table, name: str) -> None:
+        """Add a file to a dataset that has no manifest: readers see all of it or nothing. name: new; may hold folders.
+
+        Raises StorageFailure. What a killed writer leaves behind begins with an underscore, so readers pass over it.
+        """
+        buffer = pa.BufferOutputStream()
+        pq.write_table(rows, buffer, compression="zstd")
+        folder, _, file = f"{self.path}/{name}".rpartition("/")
+        # Object stores show an object when it is closed; a local file is moved into place.
+        local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        target = f"{folder}/_{file}.tmp" if local else f"{folder}/{file}"
+        with _storage_errors(f"write {target}"):
+            if local:
+                self.filesystem.create_dir(folder, recursive=True)
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(buffer.getvalue())
+            if local:
+                self.filesystem.move(target, f"{folder}/{file}")
 
     # Reading ---------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, Sto
 from firewall_ray.policy import exact_budget
 from firewall_ray.router.card import RouterCard
 from firewall_ray.scoring import PASSES_PER_CALL, card_of, scored_batches
-from firewall_ray.tasks.base import query_id
+from firewall_ray.tasks.base import prompt_id
 
 ADDED_COLUMNS = ("p_weak", "route")
 
@@ -117,7 +117,7 @@ def with_query_ids(table: pa.Table, prompts: list[str], queries: str) -> pa.Tabl
     seen: Counter[str] = Counter()
     made = []
     for prompt in prompts:
-        name = query_id("user", prompt)
+        name = prompt_id(prompt)
         seen[name] += 1
         made.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
     return table.append_column("query_id", pa.array(made, pa.string()))

@@ -78,3 +78,30 @@ SCORES = pa.schema(
         pa.field("p_weak", pa.float32(), nullable=False),  # larger: send to the weak model
     ]
 )
+
+# What the serving application decided, one row a request that a score decided. Read as scores: a query that was asked twice
+# is there twice, and query_id is the one that `jobs/score.py --queries` gives to a prompt without id.
+DECISIONS = pa.schema(
+    [
+        *SCORES,
+        pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),  # when the request arrived
+        pa.field("router", pa.string(), nullable=False),  # the version on its card
+        pa.field("threshold", pa.float64(), nullable=False),  # -inf and inf at the strong fractions 0 and 1
+        pa.field("strong_fraction", pa.float64(), nullable=False),  # the target in force, in [0, 1]
+        pa.field("route", pa.string(), nullable=False),  # weak or strong: the model that was to answer
+        pa.field("decided", pa.string(), nullable=False),  # what the score chose; not `route` in shadow mode
+        pa.field("answered_by", pa.string()),  # not `route` after a fallback; null where neither model answered
+        pa.field("reason", pa.string(), nullable=False),  # score, sticky (decided when the conversation began) or shadow
+        pa.field("fallback", pa.string()),  # why `route` gave no answer: dead, overloaded, timeout or failed
+        pa.field("endpoint", pa.string(), nullable=False),  # chat or completions
+        pa.field("streams", pa.bool_(), nullable=False),
+        pa.field("status", pa.int32(), nullable=False),  # HTTP; 499 when the client left, 502 when a stream broke
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("completion_tokens", pa.int32()),
+        pa.field("router_s", pa.float64()),  # seconds from arrival to the decision,
+        pa.field("first_byte_s", pa.float64()),  # to the model's first byte,
+        pa.field("total_s", pa.float64()),  # and to the last
+        pa.field("key_name", pa.string()),  # who asked, as the config calls the API key
+        pa.field("text", pa.string()),  # what the router read, without its template; null unless decision_log.keep_text
+    ]
+)

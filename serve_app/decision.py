@@ -22,7 +22,8 @@ class Decision:
     """route: the model of the pair that is to answer. score: p_weak in [0, 1]. threshold: scores below it go to the strong
     model, -inf and inf at the strong fractions 0 and 1. router: the version on its card. truncated: the router read only the
     beginning of the prompt. strong_fraction: the target in force, in [0, 1]. decided: the router's choice where `route` is
-    another (shadow). Everything but route and reason is None where no score decided.
+    another (shadow). query_id: of the prompt, as the offline jobs name one that has no id. Everything but route and reason is
+    None where no score decided.
     """
 
     route: Route
@@ -33,6 +34,7 @@ class Decision:
     truncated: bool | None = None
     strong_fraction: float | None = None
     decided: Route | None = None
+    query_id: str | None = None
 
     def sticky(self) -> "Decision":
         """The same, for a later turn of its conversation."""

@@ -22,6 +22,7 @@ from firewall_ray.errors import ModelError
 from firewall_ray.policy import goes_strong
 from firewall_ray.router.predict import RouterPredictor, local_copy
 from firewall_ray.serving_config import BudgetControlConfig
+from firewall_ray.tasks.base import prompt_id
 from serve_app.decision import Decision
 from serve_app.telemetry import RayMetrics
 
@@ -137,8 +138,9 @@ class Router:
                 router=card.version,
                 truncated=truncated,
                 strong_fraction=target,
+                query_id=prompt_id(prompt),
             )
-            for is_strong, (p_weak, truncated) in zip(strong, scored, strict=True)
+            for prompt, is_strong, (p_weak, truncated) in zip(prompts, strong, scored, strict=True)
         ]
 
     def _report(self, budgets: BudgetController) -> None:

@@ -33,6 +33,11 @@ def query_id(task: str, question: str) -> str:
     return hashlib.sha256(json.dumps([task, question]).encode()).hexdigest()[:16]
 
 
+def prompt_id(prompt: str) -> str:
+    """The `query_id` of a prompt of no benchmark: one that a user, or a client of the server, brought along."""
+    return query_id("user", prompt)
+
+
 def make_query(task: str, split: str, question: str, reference: str) -> Query:
     return Query(query_id(task, question), task, split, question, PROMPT_TEMPLATE.format(question=question), reference)
 
