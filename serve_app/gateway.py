@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, NamedTuple, Protocol
 
 from pydantic_core import from_json
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -19,10 +19,11 @@ from serve_app.answers import Answer, Endpoint, ModelUnavailable
 from serve_app.conversations import HEADER, Conversations, conversation_key, first_turn
 from serve_app.decision import OTHER, Decision, Reason
 from serve_app.exchange import Exchange, Observer
-from serve_app.http_errors import CLIENT_LEFT, RequestRefused, error_body
+from serve_app.http_errors import RequestRefused, error_body
 from serve_app.model_clients import ModelClient
-from serve_app.request_parts import Asked, asked_for, chat_text, prompts_of
+from serve_app.request_parts import FIREWALL, Asked, asked_for, chat_text, prompts_of
 
+CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
 RETRY_AFTER_S = 1
 
 logger = logging.getLogger("ray.serve")
@@ -72,7 +73,7 @@ class Gateway:
         exchange = Exchange(endpoint, key_name=request.scope.get("state", {}).get("key_name"))
         try:
             response = await self._answer(exchange, request)
-        except (asyncio.CancelledError, ClientDisconnect):
+        except asyncio.CancelledError:
             exchange.client_left = True
             self._close(exchange, CLIENT_LEFT)
             raise
@@ -129,7 +130,9 @@ class Gateway:
                 param="messages",
             )
         text = self._text_of("chat" if parsed.get("prompt") is None else "completions", parsed)
-        return await self._decide(asked_for(parsed.get("model", "firewall"), headers, self.ids), text)
+        # No model waits for these: a batch has the time of as many requests.
+        timeout_s = self._serving.router_timeout_s * len(text.texts)
+        return await self._decide(asked_for(parsed.get("model", FIREWALL), headers, self.ids), text, timeout_s)
 
     async def ready(self) -> dict[str, str]:
         """What is wrong with router and models, by name; empty when all of them answer."""
@@ -154,7 +157,7 @@ class Gateway:
         if key is not None and (known := self._conversations.recall(key)) is not None:
             decision = known.sticky()
         else:
-            decisions = await self._decide(asked, text, counts=True)
+            decisions = await self._decide(asked, text, self._serving.router_timeout_s, counts=True)
             decision = next((each for each in decisions if each.route == "strong"), decisions[0])
             if key is not None:
                 self._conversations.remember(key, decision)
@@ -162,7 +165,7 @@ class Gateway:
             decision = decision.shadowed_by(self._serving.shadow)
         return decision
 
-    async def _decide(self, asked: Asked, text: Text, *, counts: bool = False) -> list[Decision]:
+    async def _decide(self, asked: Asked, text: Text, timeout_s: float, *, counts: bool = False) -> list[Decision]:
         """One decision a text, at least one."""
         if asked.route is not None:
             return [Decision(asked.route, "requested")] * max(1, len(text.texts))
@@ -170,7 +173,7 @@ class Gateway:
             return [Decision(self._serving.fail_open, "no-text")]
         reason: Reason
         try:
-            async with asyncio.timeout(self._serving.router_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await self._router.decide(text.texts, asked.strong_fraction, text.are_questions, counts)
         except TimeoutError:
             reason = "router-timeout"
@@ -226,7 +229,10 @@ class Gateway:
         exchange.status = status
         exchange.total_s = exchange.elapsed_s()
         for observer in self._observers:
-            observer.record(exchange)
+            try:
+                observer.record(exchange)
+            except Exception as e:  # it must not, but an answer is worth more than a record of it
+                logger.error("%s failed to record a request (%s).", type(observer).__name__, type(e).__name__)
 
 
 class _Stream(StreamingResponse):
