@@ -1,0 +1,97 @@
+// The decision: what the router says, in words and on the axis.
+
+const PROBE = "?"; // /v1/route wants a text; where there is none yet, only the threshold of its answer is shown
+
+let chosenFraction = null; // null: whatever the server takes for the model "firewall"
+let previewing = null; // an AbortController
+
+const modelName = () => (chosenFraction === null ? "firewall" : `firewall-${chosenFraction.toFixed(2)}`);
+const messages = (text) => [{ role: "user", content: text }];
+const number = (text) => (text === null ? null : Number(text.replace("inf", "Infinity")));
+
+/** What would be decided about the text in the field. Shown as it is typed and as the slider moves. */
+async function preview() {
+  previewing?.abort();
+  const { signal } = (previewing = new AbortController());
+  const text = $("question").value.trim();
+  try {
+    const response = await call("v1/route", { model: modelName(), messages: messages(text || PROBE) }, signal);
+    const decision = await response.json();
+    // JSON has no infinity: at the fractions 0 and 1 the threshold is null.
+    if (decision.score !== null) decision.threshold ??= decision.strong_fraction < 0.5 ? -Infinity : Infinity;
+    if (chosenFraction === null && decision.strong_fraction !== null) showFraction(decision.strong_fraction);
+    showDecision(text ? decision : { threshold: decision.threshold, router: decision.router, reason: "nothing-asked" });
+  } catch (error) {
+    if (!signal.aborted) showDecision({ reason: "unknown", problem: error.message });
+  }
+}
+
+function decisionOf(headers) {
+  const header = (name) => headers.get(`x-firewall-${name}`);
+  return {
+    ...Object.fromEntries(["route", "reason", "router", "decided", "fallback"].map((name) => [name, header(name)])),
+    score: number(header("score")),
+    threshold: number(header("threshold")),
+    truncated: header("truncated") === "true",
+  };
+}
+
+const REASONS = {
+  "nothing-asked": () => "Ask something: the score will show where it goes.",
+  unknown: (d) => `No decision. ${d.problem}`,
+  requested: (d) => `The ${d.route} model was asked for by name.`,
+  sticky: (d) => `This conversation began with the ${d.chosen} model and stays with it.`,
+  shadow: (d) => `The server sends everything to the ${d.route} model for now; the router's choice is only recorded.`,
+  "router-timeout": (d) => `The router took too long. The server's way out is the ${d.chosen} model.`,
+  "router-failed": (d) => `The router gave no answer. The server's way out is the ${d.chosen} model.`,
+  "no-text": (d) => `There is no text for the router to read. The server's way out is the ${d.chosen} model.`,
+  score: (d) => {
+    if (d.threshold === Infinity) return "Everything goes to the strong model at this fraction.";
+    if (d.threshold === -Infinity) return "Everything goes to the weak model at this fraction.";
+    const [score, threshold] = apart(d.score, d.threshold);
+    if (d.score === d.threshold) return `Score and threshold are both ${score}: the question's hash says ${d.chosen}.`;
+    return `Score ${score} is ${d.score < d.threshold ? "below" : "above"} the threshold ${threshold}: the ${d.chosen} model.`;
+  },
+};
+const CAUSES = { dead: "is down", overloaded: "is overloaded", timeout: "took too long", failed: "failed" };
+
+function showDecision(d) {
+  d.chosen = d.fallback ? d.decided : d.route; // by the router; another may have answered
+  let words = REASONS[d.reason]?.(d) ?? `Reason: ${d.reason}.`;
+  if (d.fallback) words += ` But it ${CAUSES[d.fallback] ?? d.fallback}, so the ${d.route} model answered.`;
+  if (d.truncated) words += " The router read only the beginning of the text.";
+  $("decision").textContent = words;
+  const [score, threshold] = apart(d.score, d.threshold);
+  const known = d.route !== undefined;
+  for (const [id, text] of Object.entries({ score, threshold, route: d.route, reason: known && d.reason, router: d.router })) {
+    $(id).textContent = text || "–";
+  }
+  $("route").className = d.route ? `is-${d.route}` : "";
+  mark("threshold", d.threshold, `threshold ${threshold}`);
+  mark("score", d.score, `score ${score}`);
+  showBadges(d.route);
+}
+
+/** A value on the axis; nothing where there is none. */
+function mark(name, value, text) {
+  const label = $(`${name}-shown`);
+  label.parentElement.classList.toggle("unknown", value == null);
+  if (value == null) return;
+  label.textContent = text;
+  $("axis").style.setProperty(`--${name}`, Math.min(1, Math.max(0, value)));
+}
+
+/** Two numbers with as many digits as it takes to tell them apart, three at least. */
+function apart(a, b) {
+  const shown = (x, digits) => (x == null ? "" : Number.isFinite(x) ? x.toFixed(digits) : x < 0 ? "−∞" : "∞");
+  let digits = 3;
+  while (digits < 9 && a !== b && shown(a, digits) === shown(b, digits)) digits++;
+  return [shown(a, digits), shown(b, digits)];
+}
+
+function showFraction(fraction) {
+  $("fraction").value = fraction;
+  $("fraction-shown").textContent = fraction.toFixed(2);
+  $("fraction").setAttribute("aria-valuetext", `${Math.round(fraction * 100)} percent`);
+  $("use-default").disabled = chosenFraction === null;
+}
