@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from firewall_ray.serving_config import ServingConfig
 from serve_app.answers import Answer, Endpoint, ModelUnavailable, StreamHead, Unavailable, Usage, WholeAnswer
+from serve_app.model_watch import ModelWatch
 
 logger = logging.getLogger("ray.serve")
 
@@ -33,21 +34,25 @@ class DeployedModel:
     def __init__(self, handle: DeploymentHandle, serving: ServingConfig) -> None:
         self._whole = handle.answer
         self._stream = handle.options(stream=True).stream
-        self._check = handle.check_health
+        self._watch = ModelWatch(handle)
         self._serving = serving
 
     async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
         """As the protocol says."""
+        if self._watch.is_dead:
+            raise ModelUnavailable("dead")
         call: Any = (self._stream if streams else self._whole).remote(endpoint, body)
         try:
-            async with asyncio.timeout(self._serving.first_token_timeout_s if streams else self._serving.answer_timeout_s):
-                first = await (anext(call) if streams else call)
+            timeout_s = self._serving.first_token_timeout_s if streams else self._serving.answer_timeout_s
+            async with asyncio.timeout(timeout_s) as deadline:
+                with self._watch.waiting(deadline):
+                    first = await (anext(call) if streams else call)
         except asyncio.CancelledError:  # the client left
             call.cancel()
             raise
         except TimeoutError as e:
             call.cancel()
-            raise ModelUnavailable("timeout") from e
+            raise ModelUnavailable("dead" if self._watch.is_dead else "timeout") from e
         except Exception as e:
             raise ModelUnavailable(_why(e)) from e
         if isinstance(first, WholeAnswer):
@@ -65,7 +70,7 @@ class DeployedModel:
 
     async def check(self) -> None:
         """As the protocol says."""
-        await self._check.remote()
+        await self._watch.check()
 
 
 async def _chunks(call: Any, answer: Answer) -> AsyncIterator[bytes]:

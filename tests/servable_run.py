@@ -34,6 +34,8 @@ def write_run(folder: Path) -> str:
             "fail_open": "strong",
             "router_timeout_s": 5,  # ample: most tests are about what is decided, and a busy machine is no finding
             "max_in_flight": 32,
+            "first_token_timeout_s": 20,
+            "answer_timeout_s": 20,
         },
     }
     path = folder / "config.yaml"
