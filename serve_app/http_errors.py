@@ -9,12 +9,10 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from firewall_ray.errors import UserError
-
-CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -62,7 +60,6 @@ def add_error_handlers(app: Starlette) -> None:
     app.add_exception_handler(RequestRefused, _refused)
     app.add_exception_handler(ValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -80,10 +77,6 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}", headers=error.headers)
-
-
-async def _client_left(request: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_LEFT)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
