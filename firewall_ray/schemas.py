@@ -102,6 +102,6 @@ DECISIONS = pa.schema(
         pa.field("first_byte_s", pa.float64()),  # to the model's first byte,
         pa.field("total_s", pa.float64()),  # and to the last
         pa.field("key_name", pa.string()),  # who asked, as the config calls the API key
-        pa.field("text", pa.string()),  # what the router read, without its template; null unless decision_log.keep_text
+        pa.field("text", pa.string()),  # what the router read, before its template; null unless decision_log.keep_text
     ]
 )

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from firewall_ray.config_base import LabelDesign, Name, Positive, ReplicasConfig, Strict
 
@@ -97,5 +97,12 @@ class ServingConfig(Strict):
     decision_log: DecisionLogConfig | None = Field(None, description="None: nothing is written.")
     prices: dict[Route, PriceConfig] = Field(
         default_factory=dict,
-        description="For the estimated cost of the strong calls avoided. Empty: calls are only counted.",
+        description="Of both models, for the estimated cost of the strong calls avoided. Empty: calls are only counted.",
     )
+
+    @model_validator(mode="after")
+    def _prices_of_both_or_none(self) -> "ServingConfig":
+        if len(self.prices) == 1:
+            (priced,) = self.prices
+            raise ValueError(f"prices: only the {priced} model has one; a saving needs both. Give both, or leave prices out.")
+        return self

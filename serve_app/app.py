@@ -69,6 +69,7 @@ def compose(config: RunConfig) -> Application:
         ids=ids,
         models={route: _model(config, key) for route, key in ids.items()},
         serving=serving,
+        decisions=store.decisions(),
     )
 
 

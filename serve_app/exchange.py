@@ -14,7 +14,8 @@ from serve_app.decision import Decision
 class Exchange:
     """Filled in as the request goes. Times in seconds; None where it never came so far.
 
-    text: what the router read (personal data: only the decision log may keep it, and only when told to).
+    text: what the router read, of several prompts the one that decided. Personal data: only the decision log may keep it, and
+    only when told to.
     answered_by: the model that answered; not decision.route after a fallback, whose cause is `fallback`.
     first_byte_s: from arrival to the model's first byte. model_s: of that, in the model's replica.
     """
@@ -63,14 +64,15 @@ class Exchange:
     @property
     def avoided_strong_call(self) -> bool:
         """Whether the weak model answered, to the end, because a score said that it can."""
-        return self.chosen == "weak" and self.answered_by == "weak" and self.status == 200
+        decided = self.decision is not None and self.decision.reason in ("score", "sticky")
+        return decided and self.chosen == "weak" and self.answered_by == "weak" and self.status == 200
 
     def saving_usd(self, prices: Mapping[Route, PriceConfig]) -> float:
         """What an avoided strong call saved: the tokens of the weak answer at the strong price less those at the weak one.
 
-        An estimate, since the strong model's answer would have had another length. 0 without both prices.
+        An estimate, since the strong model's answer would have had another length. 0 without prices.
         """
-        if not self.avoided_strong_call or self.usage is None or len(prices) < 2:
+        if not self.avoided_strong_call or self.usage is None or not prices:
             return 0.0
         tokens = self.usage.prompt_tokens, self.usage.completion_tokens
         return prices["strong"].cost_usd(*tokens) - prices["weak"].cost_usd(*tokens)

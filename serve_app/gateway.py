@@ -64,6 +64,7 @@ class Gateway:
         self.ids = ids
         self._serving = serving
         self._observers = observers
+        self._fail_open: Route = serving.shadow or serving.fail_open
         self._conversations = Conversations()
 
     # Requests --------------------------------------------------------------------------------------------------------
@@ -93,13 +94,13 @@ class Gateway:
         streams = exchange.streams = wants_stream(parsed)
         asked = asked_for(parsed.get("model"), request.headers, self.ids)
         text = self._text_of(exchange.endpoint, parsed)
-        exchange.text = "\n".join(text.texts) or None
+        exchange.text = text.texts[0] if text.texts else None
         key = None
         if self._serving.sticky and exchange.endpoint == "chat" and asked.route is None:
             beginning, given = first_turn(parsed["messages"]), request.headers.get(HEADER)
             key = conversation_key(asked.strong_fraction, beginning, given, exchange.key_name)
 
-        decision = exchange.decision = await self._decide_request(asked, text, key)
+        decision = exchange.decision = await self._decide_request(exchange, asked, text, key)
         exchange.router_s = exchange.elapsed_s()
         answer = await self._ask(exchange, decision, body, streams=streams)
         exchange.first_byte_s = exchange.elapsed_s()
@@ -152,13 +153,16 @@ class Gateway:
         text = chat_text(first_turn(messages) if self._serving.sticky else messages, self._serving.chat_text)
         return Text([text] if text else [], are_questions=True)
 
-    async def _decide_request(self, asked: Asked, text: Text, key: bytes | None) -> Decision:
+    async def _decide_request(self, exchange: Exchange, asked: Asked, text: Text, key: bytes | None) -> Decision:
         """One decision for a request, since one model answers it: the strong one as soon as one of its texts needs it."""
         if key is not None and (known := self._conversations.recall(key)) is not None:
             decision = known.sticky()
         else:
             decisions = await self._decide(asked, text, self._serving.router_timeout_s, counts=True)
-            decision = next((each for each in decisions if each.route == "strong"), decisions[0])
+            decisive = next((i for i, each in enumerate(decisions) if each.route == "strong"), 0)
+            decision = decisions[decisive]
+            if text.texts:
+                exchange.text = text.texts[decisive]
             if key is not None:
                 self._conversations.remember(key, decision)
         if self._serving.shadow is not None and decision.reason in ("score", "sticky"):
@@ -170,7 +174,7 @@ class Gateway:
         if asked.route is not None:
             return [Decision(asked.route, "requested")] * max(1, len(text.texts))
         if not text.texts:
-            return [Decision(self._serving.fail_open, "no-text")]
+            return [Decision(self._fail_open, "no-text")]
         reason: Reason
         try:
             async with asyncio.timeout(timeout_s):
@@ -179,8 +183,8 @@ class Gateway:
             reason = "router-timeout"
         except Exception as e:  # whatever befell the router, the models can still answer
             reason = "router-failed"
-            logger.warning("The router failed (%s); the request goes to the %s model.", type(e).__name__, self._serving.fail_open)
-        return [Decision(self._serving.fail_open, reason)] * len(text.texts)
+            logger.warning("The router failed (%s); the request goes to the %s model.", type(e).__name__, self._fail_open)
+        return [Decision(self._fail_open, reason)] * len(text.texts)
 
     # Answers ---------------------------------------------------------------------------------------------------------
 

@@ -1,21 +1,30 @@
 """The OpenAI-compatible endpoint as a deployment: which path leads where. Runs on ingress replicas."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
+from starlette.types import Lifespan
 
+from firewall_ray.artifacts import Dataset
 from firewall_ray.config import OpenAIModelConfig
 from firewall_ray.serving_config import Route, ServingConfig
+from serve_app.admission import Admission
+from serve_app.decision_log import DecisionLog
+from serve_app.exchange import Observer
 from serve_app.gateway import Gateway, parsed_object
 from serve_app.http_errors import add_error_handlers, error_response
 from serve_app.live_counters import LiveCounters
 from serve_app.model_clients import DeployedModel, ModelClient
+from serve_app.page import page_response
 from serve_app.remote_model import RemoteModel
 from serve_app.request_parts import FIREWALL, asked_for
 from serve_app.router_deployment import DeployedRouter
@@ -23,7 +32,9 @@ from serve_app.telemetry import Telemetry
 
 
 class Ingress:
-    """ids: what clients call the models. models: of each, its deployment's handle or the server that has it."""
+    """ids: what clients call the models. models: of each, its deployment's handle or the server that has it. decisions: where
+    the decision log goes, if `serving` wants one.
+    """
 
     def __init__(
         self,
@@ -31,6 +42,7 @@ class Ingress:
         ids: Mapping[Route, str],
         models: Mapping[Route, DeploymentHandle | OpenAIModelConfig],
         serving: ServingConfig,
+        decisions: Dataset,
     ) -> None:
         clients: dict[Route, ModelClient] = {
             route: RemoteModel(ids[route], model, serving)
@@ -38,17 +50,38 @@ class Ingress:
             else DeployedModel(model, serving)
             for route, model in models.items()
         }
-        telemetry = Telemetry(serving.prices)
+        self._telemetry = telemetry = Telemetry(serving.prices)
         self._counters = LiveCounters(serving.prices, serve.get_replica_context().replica_id.unique_id)
-        self._gateway = Gateway(DeployedRouter(router), clients, ids, serving, [telemetry, self._counters])
+        observers: list[Observer] = [telemetry, self._counters]
+        self._log: DecisionLog | None = None
+        if serving.decision_log is not None:
+            self._log = DecisionLog(decisions, serving.decision_log, telemetry.logged)
+            observers.append(self._log)
+        self._gateway = Gateway(DeployedRouter(router), clients, ids, serving, observers)
         self._serving = serving
 
     async def __serve_build_asgi_app__(self) -> Starlette:
-        return asgi_app(self._gateway, self._serving, self._counters)
+        return asgi_app(self._gateway, self._serving, self._counters, self._telemetry.refused, self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Serve ends it once the replica's last request is answered, and waits for it."""
+        yield
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
 
 
-def asgi_app(gateway: Gateway, serving: ServingConfig, counters: LiveCounters) -> Starlette:
-    """Every endpoint, around a gateway. No CORS: other sites' scripts are not let in."""
+def asgi_app(
+    gateway: Gateway,
+    serving: ServingConfig,
+    counters: LiveCounters,
+    on_refused: Callable[[int], None],
+    lifespan: Lifespan[Starlette] | None = None,
+) -> Starlette:
+    """Every endpoint, around a gateway. No CORS: other sites' scripts are not let in.
+
+    on_refused: is told the status of each request that is not let in, of which the gateway never hears.
+    """
 
     async def chat(request: Request) -> Response:
         return await gateway.answer("chat", request)
@@ -73,6 +106,11 @@ def asgi_app(gateway: Gateway, serving: ServingConfig, counters: LiveCounters) -
     async def stats(request: Request) -> Response:
         return JSONResponse(counters.snapshot())
 
+    the_page = page_response(serving.examples)
+
+    async def page(request: Request) -> Response:
+        return the_page
+
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
@@ -90,10 +128,13 @@ def asgi_app(gateway: Gateway, serving: ServingConfig, counters: LiveCounters) -
             Path("/v1/route", route, methods=["POST"]),
             Path("/v1/models", models),
             Path("/v1/models/{model_id:path}", model),
+            Path("/", page),
             Path("/stats", stats),
             Path("/health", health),
             Path("/ready", ready),
-        ]
+        ],
+        middleware=[Middleware(Admission, serving, on_refused)],
+        lifespan=lifespan,
     )
     add_error_handlers(app)
     return app

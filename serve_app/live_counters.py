@@ -76,7 +76,7 @@ class LiveCounters:
             "target_strong_fraction": self._fractions.target,
             "fallbacks": self._num_fallbacks,
             "strong_calls_avoided": self._num_avoided,
-            "estimated_saving_usd": self._saving_usd if len(self._prices) == 2 else None,
+            "estimated_saving_usd": self._saving_usd if self._prices else None,
             "tokens": {route: dict(counts) for route, counts in self._tokens.items()},
             "latency_s": _percentiles(self._total_s),
             "router_s": _percentiles(self._router_s),

@@ -9,6 +9,7 @@ import httpx
 from pydantic_core import from_json, to_json
 
 from firewall_ray.serving_config import Route, ServingConfig
+from firewall_ray.tasks.base import prompt_id
 from serve_app.answers import Answer, Endpoint, ModelUnavailable, Unavailable, Usage
 from serve_app.decision import Decision
 from serve_app.exchange import Exchange
@@ -38,7 +39,10 @@ class FakeRouter:
             raise self.error
         threshold = self.default_fraction if strong_fraction is None else strong_fraction
         scores = [self.scores.get(text, 0.5) for text in texts]
-        return [Decision("strong" if s < threshold else "weak", "score", s, threshold, "v1", False, threshold) for s in scores]
+        return [
+            Decision("strong" if s < threshold else "weak", "score", s, threshold, "v1", False, threshold, query_id=prompt_id(text))
+            for s, text in zip(scores, texts, strict=True)
+        ]
 
 
 @dataclass
@@ -101,9 +105,9 @@ class Recorder:
 class Fakes:
     """The gateway and everything around it. `serving`: the fields that matter to the test."""
 
-    def __init__(self, router: FakeRouter | None = None, **serving: Any) -> None:
+    def __init__(self, router: FakeRouter | None = None, model_type: type[FakeModel] = FakeModel, **serving: Any) -> None:
         self.router = router or FakeRouter()
-        self.weak, self.strong = FakeModel(IDS["weak"]), FakeModel(IDS["strong"])
+        self.weak, self.strong = model_type(IDS["weak"]), model_type(IDS["strong"])
         self.recorder = Recorder()
         self.serving = ServingConfig.model_validate({"api_keys": "disabled", **serving})
         self.counters = LiveCounters(self.serving.prices)
