@@ -54,3 +54,7 @@ class EngineDied(SystemFailure):
 
 class StorageFailure(SystemFailure):
     """The artifact store refused or failed an operation (permissions, credentials, network)."""
+
+
+class SandboxUnavailable(SystemFailure):
+    """This machine does not allow untrusted programs to be run in the isolation that the config asks for."""
