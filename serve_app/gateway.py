@@ -6,6 +6,7 @@ tests without.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ from serve_app.request_parts import FIREWALL, Asked, asked_for, chat_text, promp
 
 CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
 RETRY_AFTER_S = 1
+MAX_PROMPTS = 2_048  # of one request; millions fit into a body, and would keep the router from everybody else
 
 logger = logging.getLogger("ray.serve")
 
@@ -131,6 +133,9 @@ class Gateway:
                 param="messages",
             )
         text = self._text_of("chat" if parsed.get("prompt") is None else "completions", parsed)
+        if parsed.get("prompt") is not None and not text.texts:
+            message = "prompt: must be a text or a list of texts; the router reads no token ids."
+            raise RequestRefused(400, message, code="invalid_type", param="prompt")
         # No model waits for these: a batch has the time of as many requests.
         timeout_s = self._serving.router_timeout_s * len(text.texts)
         return await self._decide(asked_for(parsed.get("model", FIREWALL), headers, self.ids), text, timeout_s)
@@ -146,7 +151,10 @@ class Gateway:
 
     def _text_of(self, endpoint: Endpoint, parsed: dict[str, Any]) -> Text:
         if endpoint == "completions":
-            return Text(prompts_of(parsed.get("prompt")), are_questions=False)
+            texts = prompts_of(parsed.get("prompt"))
+            if len(texts) > MAX_PROMPTS:
+                raise RequestRefused(400, f"prompt: at most {MAX_PROMPTS:,} texts a request.", code="invalid_value", param="prompt")
+            return Text(texts, are_questions=False)
         messages = parsed.get("messages")
         if not isinstance(messages, list):
             raise RequestRefused(400, "messages: must be a list of messages.", code="invalid_type", param="messages")
@@ -261,6 +269,8 @@ def parsed_object(body: bytes) -> dict[str, Any]:
         raise RequestRefused(400, f"The body is not JSON: {e}.", code="json_invalid") from e
     if not isinstance(parsed, dict):
         raise RequestRefused(400, "The body must be a JSON object.", code="invalid_type")
+    if any(isinstance(value, float) and math.isinf(value) for value in parsed.values()):  # as 1e400 is read
+        raise RequestRefused(400, "The body has a number beyond the range of floating point.", code="json_invalid")
     return parsed
 
 

@@ -120,7 +120,7 @@ def test_several_prompts_go_strong_together_when_one_of_them_does(prompts: list[
 
 BODIES = [
     b'{"model":"firewall","messages":[{"role":"user","content":"\xc3\xa4\\u00e4\\ud83d\\ude00 \xe2\x80\xa8"}]}',
-    b'  {"messages" : [ {"role":"user","content":"a"} ],\r\n "model":"firewall", "temperature": 1.00, "seed": 18446744073709551615}',
+    b'  {"messages" : [ {"role":"user","content":"a"} ],\r\n "model":"firewall", "top_p": 1.00, "seed": 18446744073709551615}',
     b'{"model":"firewall","n":1,"n":2,"messages":[]}',
     *(
         json.dumps({"model": "firewall", "messages": [{"role": "user", "content": "a"}], **options}).encode()
