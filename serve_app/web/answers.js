@@ -17,7 +17,7 @@ function showBadges(chosen) {
     const { route } = article.dataset;
     const badge = article.querySelector(".badge");
     badge.className = `badge is-${route}`;
-    badge.textContent = `${route} model${articles.length > 1 && route === chosen ? ", the router's choice" : ""}`;
+    badge.textContent = articles.length > 1 && route === chosen ? `${route} · the router's choice` : route;
   }
 }
 

@@ -20,15 +20,16 @@ function showCounters(stats) {
   const { strong_fraction: share, target_strong_fraction: target } = stats;
   $("share-shown").textContent =
     share === null ? "No routed requests yet." : `${percent(share)} went to the strong model, target ${percent(target)}.`;
+  $("share").classList.toggle("empty", share === null);
   $("share").style.setProperty("--share", share ?? 0);
   $("share").style.setProperty("--target", target ?? 0);
   const rows = {
     Routed: count(stats.routed),
     "Weak answered": count(stats.by_route.weak),
     "Strong answered": count(stats.by_route.strong),
-    "Strong calls avoided": count(stats.strong_calls_avoided),
-    "Estimated saving": stats.estimated_saving_usd === null ? "no prices set" : `$${stats.estimated_saving_usd.toFixed(4)}`,
-    "Other model stepped in": count(stats.fallbacks),
+    "Strong avoided": count(stats.strong_calls_avoided),
+    "Est. saving": stats.estimated_saving_usd === null ? "no prices set" : `$${stats.estimated_saving_usd.toFixed(4)}`,
+    Fallbacks: count(stats.fallbacks),
     "Answer, p50": ms(stats.latency_s.p50),
     "Answer, p90": ms(stats.latency_s.p90),
     "Router, p50": ms(stats.router_s.p50),

@@ -1,0 +1,494 @@
+"""The page in a real browser, before the gateway with a router and models that do as a test says."""
+
+import asyncio
+import math
+import re
+import shutil
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from gateway_fakes import FakeModel, FakeRouter, Fakes
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from pydantic_core import to_json
+
+from serve_app.answers import Answer, Usage
+from serve_app.decision import Decision
+
+EASY, HARD = "an easy one", "a hard one"  # p_weak 0.9 and 0.1; of anything else 0.5
+ENDLESS = 10_000
+
+
+@dataclass
+class ChattyModel(FakeModel):
+    """Streams a chat as vLLM does, a word at a time. pauses_after: words, then it waits until `go_on` is set."""
+
+    pauses_after: int = ENDLESS
+    ends_without_done: bool = False
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+    async def _chunks(self, answer: Answer, usage: Usage) -> AsyncIterator[bytes]:
+        self.num_open += 1
+        try:
+            for i, word in enumerate(re.findall(r"\s*\S+", self.text)):
+                if i == self.breaks_after:
+                    raise RuntimeError("the engine died")
+                while i == self.pauses_after and not self.go_on.is_set():
+                    await asyncio.sleep(0.005)
+                chunk = {"model": self.model_id, "choices": [{"index": 0, "delta": {"content": word}}]}
+                yield b"data: " + to_json(chunk) + b"\n\n"
+            if not self.ends_without_done:
+                yield b"data: [DONE]\n\n"
+        finally:
+            self.num_open -= 1
+
+
+class CalibratedRouter(FakeRouter):
+    """As the real one, its threshold is infinite at the fractions 0 and 1."""
+
+    async def decide(self, *args: Any) -> list[Decision]:
+        infinite = {0: -math.inf, 1: math.inf}
+        return [replace(d, threshold=infinite.get(d.threshold, d.threshold)) for d in await super().decide(*args)]
+
+
+@dataclass
+class Site:
+    """The page in a browser tab, and what is behind it."""
+
+    url: str
+    page: Page
+    fakes: Fakes
+    weak: Any  # ChattyModel
+    strong: Any
+    requests: list[str] = field(default_factory=list)
+    console_errors: list[str] = field(default_factory=list)
+
+    @property
+    def question(self) -> Locator:
+        return self.page.get_by_role("textbox", name="Question")
+
+    def open(self) -> None:
+        self.page.goto(self.url)
+
+    def ask(self, question: str) -> None:
+        self.question.fill(question)
+        self.question.press("Enter")
+
+    def answer(self, of: int = 0) -> Locator:
+        return self.page.locator("article").nth(of)
+
+    def text(self, of: int = 0) -> Locator:
+        return self.answer(of).locator(".text")
+
+    def shown(self, name: str) -> Locator:
+        """A term's value, in either list."""
+        return self.page.locator(f"dt:text-is('{name}') + dd")
+
+
+def box(of: Locator) -> Any:
+    found = of.bounding_box()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no Chromium is installed here")
+    expect.set_options(timeout=30_000)  # a busy machine is no finding
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def site_of(
+    browser: Browser, *, router: FakeRouter | None = None, tab: dict[str, Any] | None = None, **serving: Any
+) -> Iterator[Site]:
+    fakes = Fakes(router or CalibratedRouter(scores={EASY: 0.9, HARD: 0.1}), ChattyModel, **serving)
+    fakes.weak.text, fakes.strong.text = "the weak answer", "the strong answer"
+    server = uvicorn.Server(uvicorn.Config(fakes.app, port=0, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    context = browser.new_context(**(tab or {}))
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    site = Site(f"http://127.0.0.1:{port}/", page, fakes, fakes.weak, fakes.strong)
+    page.on("request", lambda request: site.requests.append(request.url))
+    page.on("console", lambda message: site.console_errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: site.console_errors.append(str(error)))
+    try:
+        yield site
+    finally:
+        context.close()
+        server.should_exit = True
+        thread.join()
+        assert {url.split("/")[2] for url in site.requests if not url.startswith("data:")} == {f"127.0.0.1:{port}"}
+        # What failed on purpose is logged by the browser itself; all else is the page's fault.
+        assert [error for error in site.console_errors if not error.startswith("Failed to load resource")] == []
+
+
+@pytest.fixture
+def site(browser: Browser) -> Iterator[Site]:
+    with site_of(browser) as site:
+        site.open()
+        yield site
+
+
+# Asking --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_streams_in_under_its_decision(site: Site) -> None:
+    site.weak.text, site.weak.pauses_after = "one two three", 2
+    site.ask(EASY)
+    expect(site.text()).to_have_text("one two")
+    expect(site.text()).to_have_attribute("aria-busy", "true")
+    expect(site.answer().locator(".badge")).to_have_text("weak")
+    site.weak.go_on.set()
+    expect(site.text()).to_have_text("one two three")
+    expect(site.text()).to_have_attribute("aria-busy", "false")
+    for name, value in {"Route": "weak", "Score": "0.900", "Threshold": "0.300", "Reason": "score", "Router": "v1"}.items():
+        expect(site.shown(name)).to_have_text(value)
+    expect(site.page.get_by_role("status")).to_have_text("Score 0.900 is above the threshold 0.300: the weak model.")
+    assert site.console_errors == []
+
+
+def test_what_is_hard_goes_to_the_strong_model(site: Site) -> None:
+    site.ask(HARD)
+    expect(site.text()).to_have_text("the strong answer")
+    expect(site.page.get_by_role("status")).to_have_text("Score 0.100 is below the threshold 0.300: the strong model.")
+
+
+def test_the_button_asks_too_and_shift_enter_does_not(site: Site) -> None:
+    field = site.question
+    field.fill("one")
+    field.press("Shift+Enter")
+    field.press_sequentially("two")
+    expect(field).to_have_value("one\ntwo")
+    assert site.weak.bodies == []
+    site.page.get_by_role("button", name="Ask").click()
+    expect(site.text()).to_have_text("the weak answer")
+    assert b'"one\\ntwo"' in site.weak.bodies[0]
+
+
+def test_nothing_is_asked_where_nothing_is_written(site: Site) -> None:
+    site.ask("   ")
+    expect(site.page.get_by_role("status")).to_have_text("Ask something: the score will show where it goes.")
+    expect(site.page.locator("article")).to_have_count(0)
+
+
+def test_scores_that_look_the_same_are_shown_with_more_digits(site: Site) -> None:
+    site.fakes.router.scores["close"] = 0.30004
+    site.ask("close")
+    expect(site.page.get_by_role("status")).to_have_text("Score 0.30004 is above the threshold 0.30000: the weak model.")
+
+
+def test_stop_ends_the_request_and_keeps_what_came(site: Site) -> None:
+    site.weak.text, site.weak.pauses_after = "one two three", 1
+    site.ask(EASY)
+    expect(site.text()).to_have_text("one")
+    site.page.get_by_role("button", name="Stop").click()
+    expect(site.answer()).to_contain_text("stopped after")
+    expect(site.text()).to_have_text("one")
+    expect(site.text()).to_have_attribute("aria-busy", "false")
+    expect(site.page.get_by_role("button", name="Stop")).to_be_disabled()
+    expect(site.question).to_be_focused()
+    expect(site.page.get_by_role("alert").filter(has_text=re.compile("."))).to_have_count(0)
+    for _ in range(2_000):  # the server has noticed
+        if site.weak.num_open == 0:
+            break
+        site.page.wait_for_timeout(10)
+    assert site.weak.num_open == 0
+
+
+def test_a_new_question_takes_the_place_of_the_one_that_is_being_answered(site: Site) -> None:
+    site.weak.pauses_after = 1
+    site.ask(EASY)
+    expect(site.text()).to_have_text("the")
+    site.ask(HARD)
+    expect(site.page.locator("article")).to_have_count(1)
+    expect(site.text()).to_have_text("the strong answer")
+    expect(site.page.get_by_role("button", name="Stop")).to_be_disabled()
+
+
+# The slider ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_slider_begins_at_the_servers_fraction_and_moves_threshold_and_route(site: Site) -> None:
+    slider = site.page.get_by_label("Strong fraction")
+    expect(slider).to_have_value("0.3")
+    site.question.fill("middling")
+    expect(site.shown("Route")).to_have_text("weak")
+    slider.fill("0.6")
+    expect(site.shown("Route")).to_have_text("strong")
+    expect(site.shown("Threshold")).to_have_text("0.600")
+    expect(site.page.locator("#axis")).to_have_attribute("style", re.compile(r"--threshold: 0\.6;"))
+    assert site.strong.bodies == []  # nothing but the router was asked
+    site.question.press("Enter")
+    expect(site.text()).to_have_text("the strong answer")
+    assert b'"model":"firewall-0.60"' in site.strong.bodies[0]
+
+    site.page.get_by_role("button", name="back to default").click()
+    expect(slider).to_have_value("0.3")
+    expect(site.shown("Route")).to_have_text("weak")
+
+
+@pytest.mark.parametrize(("fraction", "route", "threshold"), [("0", "weak", "−∞"), ("1", "strong", "∞")])
+def test_at_the_ends_of_the_slider_everything_goes_one_way(site: Site, fraction: str, route: str, threshold: str) -> None:
+    site.page.get_by_label("Strong fraction").fill(fraction)
+    site.question.fill("middling")
+    words = f"Everything goes to the {route} model at this fraction."
+    expect(site.page.get_by_role("status")).to_have_text(words)
+    expect(site.shown("Threshold")).to_have_text(threshold)
+    site.question.press("Enter")
+    expect(site.text()).to_have_text(f"the {route} answer")
+    expect(site.page.get_by_role("status")).to_have_text(words)  # now from the headers
+
+
+# Both models ---------------------------------------------------------------------------------------------------------
+
+
+def test_compare_streams_both_models_side_by_side_by_their_own_ids(site: Site) -> None:
+    site.weak.pauses_after = site.strong.pauses_after = 2
+    site.page.get_by_label("Compare both models").check()
+    site.ask(HARD)
+    expect(site.text(0)).to_have_text("the weak")
+    expect(site.text(1)).to_have_text("the strong")
+    site.weak.go_on.set()
+    site.strong.go_on.set()
+    expect(site.text(0)).to_have_text("the weak answer")
+    expect(site.text(1)).to_have_text("the strong answer")
+    assert site.page.locator("article h2").all_text_contents() == ["small", "large"]
+    assert b'"model":"small"' in site.weak.bodies[0]
+    assert b'"model":"large"' in site.strong.bodies[0]
+    left, right = box(site.answer(0)), box(site.answer(1))
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] < right["x"]
+    expect(site.shown("Route")).to_have_text("strong")  # what the router would have done
+    expect(site.answer(1).locator(".badge")).to_have_text("strong · the router's choice")
+    expect(site.answer(0).locator(".badge")).to_have_text("weak")
+
+
+def test_in_a_comparison_one_dead_model_does_not_hide_the_other(site: Site) -> None:
+    site.strong.why = "dead"
+    site.page.get_by_label("Compare both models").check()
+    site.ask(EASY)
+    expect(site.text(0)).to_have_text("the weak answer")
+    expect(site.answer(1).get_by_role("alert")).to_contain_text("The server cannot answer now. Try again in 1 s.")
+
+
+# When things break ---------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_breaks_keeps_its_beginning_and_says_so(site: Site) -> None:
+    site.weak.breaks_after = 2
+    site.ask(EASY)
+    expect(site.answer().get_by_role("alert")).to_have_text("The answer broke off: The model failed in the middle of its answer.")
+    expect(site.text()).to_have_text("the weak")
+
+
+def test_a_stream_that_ends_without_its_end_is_not_taken_for_whole(site: Site) -> None:
+    site.weak.ends_without_done = True
+    site.ask(EASY)
+    expect(site.answer().get_by_role("alert")).to_have_text("The answer broke off before its end.")
+
+
+def test_a_dead_models_stand_in_is_named(site: Site) -> None:
+    site.strong.why = "dead"
+    site.ask(HARD)
+    expect(site.text()).to_have_text("the weak answer")
+    expect(site.page.get_by_role("status")).to_have_text(
+        "Score 0.100 is below the threshold 0.300: the strong model. But it is down, so the weak model answered."
+    )
+    expect(site.answer().locator(".badge")).to_have_text("weak")
+
+
+def test_when_no_model_answers_the_page_says_when_to_try_again(site: Site) -> None:
+    site.weak.why = site.strong.why = "overloaded"
+    site.ask(EASY)
+    expect(site.answer().get_by_role("alert")).to_contain_text("The server cannot answer now. Try again in 1 s.")
+
+
+def test_a_dead_router_is_named_with_the_servers_way_out(site: Site) -> None:
+    site.fakes.router.error = RuntimeError("no replica")
+    site.ask(HARD)
+    expect(site.text()).to_have_text("the weak answer")
+    expect(site.page.get_by_role("status")).to_have_text("The router gave no answer. The server's way out is the weak model.")
+    expect(site.shown("Score")).to_have_text("–")
+
+
+def test_too_many_requests_are_a_plain_sentence(browser: Browser) -> None:
+    with site_of(browser, max_in_flight=1) as site:
+        site.weak.pauses_after = 1
+        site.open()
+        expect(site.shown("Threshold")).to_have_text("0.300")
+        body = {"model": "small", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        with httpx.stream("POST", f"{site.url}v1/chat/completions", json=body) as first:
+            chunks = first.iter_raw()  # kept: without it the request ends
+            next(chunks)
+            site.ask(EASY)
+            expect(site.answer().get_by_role("alert")).to_contain_text("Too many requests at once. Try again in 1 s.")
+            site.weak.go_on.set()
+
+
+def test_a_server_that_is_gone_is_a_plain_sentence(site: Site) -> None:
+    expect(site.shown("Threshold")).to_have_text("0.300")
+    site.page.context.set_offline(True)
+    site.ask(EASY)
+    expect(site.answer().get_by_role("alert")).to_have_text("The server cannot be reached. Is it still running?")
+
+
+# Keys ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_asked_for_only_when_the_server_does_and_stays_in_the_tab(browser: Browser) -> None:
+    keys = [{"name": "team", "sha256": sha256(b"fw-right").hexdigest()}]
+    with site_of(browser, api_keys=keys) as site:
+        site.open()
+        field = site.page.locator("#key")
+        expect(field).to_be_visible()
+        expect(site.page.locator("#key-words")).to_contain_text("This server asks for an API key.")
+        site.ask(HARD)
+        expect(site.answer().get_by_role("alert")).to_have_text("The server asks for an API key.")
+
+        field.fill("fw-wrong")
+        field.press("Enter")
+        expect(site.page.locator("#key-words")).to_contain_text("The server does not accept this API key.")
+        field.fill("fw-right")
+        field.press("Enter")
+        expect(field).to_be_hidden()
+        expect(site.text()).to_have_text("the strong answer")  # what was asked without a key
+        expect(site.shown("Routed")).to_have_text("1")
+        assert site.page.evaluate("Object.values(sessionStorage)") == ["fw-right"]
+        assert site.page.evaluate("localStorage.length + document.cookie.length") == 0
+        assert not any("fw-right" in url for url in site.requests)
+        assert "fw-right" not in site.page.content()
+
+        site.page.reload()
+        expect(site.shown("Threshold")).to_have_text("0.300")
+        expect(field).to_be_hidden()
+
+
+def test_no_key_is_asked_for_where_none_is_needed(site: Site) -> None:
+    site.ask(EASY)
+    expect(site.text()).to_have_text("the weak answer")
+    expect(site.page.locator("#key")).to_be_hidden()
+
+
+# Counters ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_counters_follow_what_is_asked_and_the_bar_shows_share_and_target(browser: Browser) -> None:
+    prices = {"weak": {"prompt": 0, "completion": 1}, "strong": {"prompt": 0, "completion": 101}}
+    with site_of(browser, tab={"reduced_motion": "reduce"}, prices=prices) as site:
+        site.open()
+        expect(site.page.locator("#share-shown")).to_have_text("No routed requests yet.")
+        for question in (EASY, HARD, EASY, "middling"):
+            site.ask(question)
+            expect(site.answer().locator(".timing")).to_contain_text("all of it after")
+        # 1 of 4 went strong.
+        expect(site.page.locator("#share-shown")).to_have_text("25.0% went to the strong model, target 30.0%.")
+        expected = {"Routed": "4", "Weak answered": "3", "Strong answered": "1", "Strong avoided": "3"}
+        for name, value in expected.items():
+            expect(site.shown(name)).to_have_text(value)
+        bar, filled, target = (box(site.page.locator(each)) for each in ("#share", "#share .filled", "#share .target"))
+        assert filled["width"] == pytest.approx(0.25 * bar["width"], abs=1)
+        assert target["x"] + target["width"] / 2 - bar["x"] == pytest.approx(0.3 * bar["width"], abs=1)
+
+
+# Safety --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hostile_answer_is_shown_as_text(site: Site) -> None:
+    hostile = "<img src=x onerror=window.pwned=1> </script><script>window.pwned=1</script> <b>bold</b> [x](javascript:alert(1))"
+    site.weak.text = hostile
+    site.ask(EASY)
+    expect(site.text()).to_have_text(hostile)
+    assert site.text().evaluate("element => element.childElementCount") == 0
+    assert site.page.evaluate("window.pwned") is None
+
+
+def test_examples_are_shown_as_text_and_asked_with_a_click(browser: Browser) -> None:
+    hostile = "</script><script>window.pwned=1</script><!-- <img src=x onerror=window.pwned=1>"
+    with site_of(browser, examples={"hard": HARD, "<b>hostile</b>": hostile}) as site:
+        site.open()
+        expect(site.page.get_by_role("button", name=hostile)).to_be_visible()
+        assert site.page.evaluate("window.pwned") is None
+        site.page.get_by_role("button", name=HARD).click()
+        expect(site.question).to_have_value(HARD)
+        expect(site.text()).to_have_text("the strong answer")
+
+
+def test_the_policy_lets_nothing_run_that_the_page_did_not_bring(site: Site) -> None:
+    response = site.page.reload()
+    assert response is not None
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    refused = """() => { try { document.body.innerHTML = "<p>x</p>"; } catch (error) { return error.name; } }"""
+    assert site.page.evaluate(refused) == "TypeError"
+    script = (
+        """() => { const s = document.createElement("script"); s.textContent = "window.pwned = 1"; document.body.append(s); }"""
+    )
+    with pytest.raises(Exception, match="TrustedScript"):
+        site.page.evaluate(script)
+    assert site.page.evaluate("window.pwned") is None
+    site.console_errors.clear()  # the refusals
+
+
+# Looks ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_to_complain_of(browser: Browser, scheme: str) -> None:
+    """Names of controls, contrast, roles, landmarks: Deque's rules."""
+    with site_of(browser, examples={"easy": EASY}, tab={"color_scheme": scheme, "reduced_motion": "reduce"}) as site:
+        site.open()
+        site.strong.breaks_after = 1
+        site.page.get_by_label("Compare both models").check()
+        site.page.get_by_label("Strong fraction").fill("0.6")
+        site.ask("middling")
+        expect(site.answer(1).get_by_role("alert")).to_contain_text("broke off")
+        expect(site.shown("Route")).to_have_text("strong")
+        results = Axe().run(site.page)
+        assert results.violations_count == 0, results.generate_report()
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_a_narrow_window_does_not_scroll_sideways(browser: Browser, width: int) -> None:
+    examples = {"long": "w" * 80}
+    with site_of(browser, examples=examples, tab={"viewport": {"width": width, "height": 740}}) as site:
+        site.open()
+        site.weak.text = "x" * 300
+        site.strong.why = "dead"
+        site.page.get_by_label("Compare both models").check()
+        site.ask("y" * 300)
+        expect(site.text(0)).to_have_text("x" * 300)
+        expect(site.answer(1).get_by_role("alert")).to_contain_text("Try again")
+        assert site.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_nothing_moves_while_an_answer_comes(browser: Browser) -> None:
+    with site_of(browser) as site:
+        site.page.add_init_script(
+            "window.shift = 0; new PerformanceObserver((list) => list.getEntries().forEach((e) => (window.shift += e.value)))"
+            ".observe({ type: 'layout-shift', buffered: true });"
+        )
+        site.open()
+        expect(site.shown("Routed")).to_have_text("0")
+        for question in (EASY, HARD):
+            site.ask(question)
+            expect(site.answer().locator(".timing")).to_contain_text("all of it after")
+        assert site.page.evaluate("window.shift") < 0.02  # Google's bound for a good page is 0.1
