@@ -76,7 +76,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}", headers=error.headers)
+    return error_response(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}", headers=error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
