@@ -19,7 +19,13 @@ from serve_app.answers import Endpoint, StreamHead, Usage, WholeAnswer
 from serve_app.http_errors import error_body, first_problem
 
 REQUEST_TYPES: dict[Endpoint, type[BaseModel]] = {"chat": ChatCompletionRequest, "completions": CompletionRequest}
-CLIENT_ERRORS = (ValidationError, *VLLM_CLIENT_ERRORS)
+
+
+class WrongTypes(Exception):
+    """A body that vLLM's own checks trip over."""
+
+
+CLIENT_ERRORS = (ValidationError, WrongTypes, *VLLM_CLIENT_ERRORS)
 
 # How an event shows that it holds the usage and no text. In a JSON string, as text is, the quotes would be escaped.
 NO_CHOICES = '"choices":[]'
@@ -68,6 +74,8 @@ class ModelServer(LLMServer):
         # The first token leaves at once; of the others, those of some milliseconds leave together.
         async for batch in self._batch_output_stream(events):
             for event in batch:
+                if event.startswith(ERROR):  # in the engine's words, which are for its log
+                    raise RuntimeError("the engine failed in the middle of its answer")
                 if NO_CHOICES in event:
                     usage = _usage_of(event)
             yield "".join(event for event in batch if usage_is_wanted or NO_CHOICES not in event).encode()
@@ -76,8 +84,17 @@ class ModelServer(LLMServer):
     async def _ask(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Any]:
         """The engine's responses: one, or a stream's events as text."""
         body["model"] = self._llm_config.model_id  # the client named the router
-        request = REQUEST_TYPES[endpoint].model_validate(body)
-        return await self._run_request(request, engine_method=endpoint)
+        return await self._run_request(request_of(endpoint, body), engine_method=endpoint)
+
+
+def request_of(endpoint: Endpoint, body: dict[str, Any]) -> BaseModel:
+    """The body as vLLM takes it. Raises one of CLIENT_ERRORS."""
+    try:
+        return REQUEST_TYPES[endpoint].model_validate(body)
+    except CLIENT_ERRORS:
+        raise
+    except Exception as e:  # of a check that runs before those of types, and takes them for right
+        raise WrongTypes("A field of the body has a wrong type.") from e
 
 
 def _since(began: float) -> float:
