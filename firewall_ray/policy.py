@@ -8,6 +8,7 @@ of a query; a query id serves as well where all stays offline. Ranking (`rank`) 
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -163,7 +164,7 @@ class QuantileTable:
         if strong_fraction in (0.0, 1.0):
             return Threshold(math.inf if strong_fraction else -math.inf, 0.0, float(strong_fraction))
         wanted = strong_fraction * self.num_scores
-        i = int(np.searchsorted(self.num_below, wanted, side="right")) - 1
+        i = bisect_right(self.num_below, wanted) - 1  # numpy would convert the list first, on every request
         at_or_below = self.num_below[i] + self.num_at[i]
         if wanted <= at_or_below:
             return Threshold(self.values[i], (wanted - self.num_below[i]) / self.num_at[i], strong_fraction)
