@@ -43,11 +43,23 @@ class Gsm8kOptions(Strict):
     seed: int = Field(0, description="Shuffles train before validation is carved from it.")
 
 
+class HumanevalOptions(Strict):
+    """HumanEval (Chen et al. 2021): test only, out of domain."""
+
+    source: str = Field(
+        "openai/openai_humaneval",
+        description="A data set id for the `datasets` library, or a folder with test.jsonl or HumanEval.jsonl (.gz too) of "
+        "`prompt`, `test` and `entry_point`.",
+    )
+    num_test: int | None = Field(None, ge=0, description="At most so many problems. None: all 164.")
+
+
 class TasksConfig(Strict):
     """The benchmarks of the run. A task that is not named is off."""
 
     tiny_world: TinyWorldOptions | None = None
     gsm8k: Gsm8kOptions | None = None
+    humaneval: HumanevalOptions | None = None
 
     @model_validator(mode="after")
     def _at_least_one(self) -> "TasksConfig":
@@ -152,8 +164,22 @@ class Gsm8kGradingConfig(Strict):
     )
 
 
+class HumanevalGradingConfig(Strict):
+    """Generated programs are executed, each confined to a process of its own; see firewall_ray/execution/."""
+
+    isolation: Literal["required", "unsafe"] = Field(
+        "required",
+        description="required: a node that cannot hide files, network and processes from a program refuses to run it. "
+        "unsafe: run it all the same, under resource limits alone; only for completions that you trust.",
+    )
+    timeout_s: float = Field(3.0, gt=0, le=3600, description="Wall time of a program, the official checker's 3 s.")
+    memory_mib: int = Field(1_024, ge=256, description="Of a program. A node runs as many at once as Ray counts CPUs there.")
+    scratch_mib: int = Field(64, ge=1, description="All files that a program writes.")
+
+
 class GradingConfig(Strict):
     gsm8k: Gsm8kGradingConfig = Gsm8kGradingConfig()
+    humaneval: HumanevalGradingConfig = HumanevalGradingConfig()
     batch_size: Positive = Field(256, description="Rows graded in one task call.")
 
 

@@ -88,6 +88,8 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
         if error is None:
             try:
                 row |= _grade(sample, query["reference"], options)
+            except SystemFailure:  # No row's fault: where one program cannot be run, none can.
+                raise
             except Exception as e:  # A grader's bug, or a reference that lacks a field: this row's loss, not the job's.
                 error = f"the grader of {sample['task']} failed: {type(e).__name__}: {e}"[:MAX_ERROR_CHARS]
         rows.append({**row, "error": error})
@@ -97,10 +99,10 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
 def _grade(sample: Mapping[str, Any], reference_json: str, options: Options) -> dict[str, Any]:
     task, reference = get_task(sample["task"]), json.loads(reference_json)
     task_options = options[sample["task"]]
-    return {
-        "correct": [task.grade(text, reference, task_options) for text in sample["texts"]],
-        "greedy_correct": task.grade(sample["greedy_text"], reference, task_options),
-    }
+    # A sure model answers a query in the same words many times over: each text is graded once.
+    texts = dict.fromkeys([*sample["texts"], sample["greedy_text"]])
+    verdicts = {text: task.grade(text, reference, task_options) for text in texts}
+    return {"correct": [verdicts[text] for text in sample["texts"]], "greedy_correct": verdicts[sample["greedy_text"]]}
 
 
 def _mismatch(sample: Mapping[str, Any], query: Mapping[str, Any]) -> str | None:

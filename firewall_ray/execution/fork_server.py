@@ -15,16 +15,15 @@ import select
 import signal
 import sys
 import tempfile
-import time
 from contextlib import nullcontext, suppress
 from typing import Any
 
 from firewall_ray.execution import jail, seccomp
 from firewall_ray.execution import program as programs
+from firewall_ray.execution.clock import Clock
 from firewall_ray.execution.linux import PR_SET_DUMPABLE, PR_SET_PDEATHSIG, prctl
 from firewall_ray.execution.program import TIMED_OUT, Limits
 
-SECONDS_AFTER_TIMEOUT = 1.0  # the official checker kills a child that swallowed its timeout so much later
 NONCE_BYTES = 16
 
 # What programs import most, so that a child finds it loaded; and all that needs a shared library from outside the jail.
@@ -92,25 +91,25 @@ class _Server:
     def _run(self, program: str) -> str:
         nonce = os.urandom(NONCE_BYTES)
         report, report_out = os.pipe()
-        deadline = time.monotonic() + self._limits.timeout_s + SECONDS_AFTER_TIMEOUT
         with nullcontext() if self._isolated else tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             pid = os.fork()
             if pid == 0:
                 programs.run(program, self._limits, report_out, nonce, self._filter, scratch)
             os.close(report_out)
             try:
-                return self._read_report(report, nonce, deadline)
+                return self._read_report(report, nonce, pid)
             finally:
                 os.close(report)
                 self._end(pid)
 
-    def _read_report(self, report: int, nonce: bytes, deadline: float) -> str:
+    def _read_report(self, report: int, nonce: bytes, pid: int) -> str:
         """The child's outcome. One that ended, or was too late, or wrote anything else, has "timed out", as officially."""
+        clock = Clock(pid, self._limits.timeout_s)
         poll = select.poll()
         poll.register(report, select.POLLIN)
         poll.register(self._control, select.POLLRDHUP)
         found = b""
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := clock.seconds_left()) is not None:
             ready = dict(poll.poll(left * 1000))
             if self._control in ready:  # The caller is gone, and nobody waits for this outcome.
                 os._exit(1)

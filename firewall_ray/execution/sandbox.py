@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from firewall_ray.errors import SandboxUnavailable
-from firewall_ray.execution.fork_server import SECONDS_AFTER_TIMEOUT, receive, send
+from firewall_ray.execution.clock import longest
+from firewall_ray.execution.fork_server import receive, send
 from firewall_ray.execution.program import FAILED, Limits
 
 Isolation = Literal["required", "unsafe"]
@@ -123,7 +124,7 @@ class Sandbox:
         if "unavailable" in greeting:
             self.close()
             raise SandboxUnavailable(_REFUSAL.format(isolation=self.isolation, reason=greeting["unavailable"]))
-        self._set_timeout(self.limits.timeout_s + SECONDS_AFTER_TIMEOUT + SECONDS_TO_SPARE)
+        self._set_timeout(longest(self.limits.timeout_s) + SECONDS_TO_SPARE)
 
     def _arguments(self, control: int) -> list[str]:
         return [str(control), json.dumps(self.limits), self.isolation]

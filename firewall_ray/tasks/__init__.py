@@ -5,11 +5,12 @@ import difflib
 from firewall_ray.errors import TaskError
 from firewall_ray.tasks.base import Query, Task
 from firewall_ray.tasks.gsm8k import Gsm8k
+from firewall_ray.tasks.humaneval import HumanEval
 from firewall_ray.tasks.tiny_world import TinyWorld
 
 __all__ = ["TASKS", "Query", "Task", "get_task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (TinyWorld(), Gsm8k())}
+TASKS: dict[str, Task] = {task.name: task for task in (TinyWorld(), Gsm8k(), HumanEval())}
 
 
 def get_task(name: str) -> Task:

@@ -32,21 +32,23 @@ class Record(NamedTuple):
         return value
 
 
-def read_records(task: str, source: str, split: str) -> Iterator[Record]:
+def read_records(task: str, source: str, split: str, subset: str = "main") -> Iterator[Record]:
     """Stream one split. A `source` that is a folder here is read from disk, any other is an id of the `datasets` library.
 
-    The folder holds one file `<split>` or `<task>_<split>` with a suffix of `SUFFIXES`. Raises TaskError when there is no such
-    file, when it is cut off, or when a row is not an object, naming the row.
+    The folder holds one file `<split>` or `<task>_<split>`, or for a test split `<task>` alone, in upper or lower case, with a
+    suffix of `SUFFIXES`. subset: the data set's configuration on the hub. Raises TaskError when there is no such file, when it
+    is cut off, or when a row is not an object, naming the row.
     """
     if Path(source).expanduser().is_dir():
         yield from _read_file(task, _find_file(task, Path(source).expanduser(), split))
     else:
-        yield from _read_hub(task, source, split)
+        yield from _read_hub(task, source, split, subset)
 
 
 def _find_file(task: str, folder: Path, split: str) -> Path:
-    names = [f"{stem}{suffix}" for stem in (split, f"{task}_{split}") for suffix in SUFFIXES]
-    found = [folder / name for name in names if (folder / name).is_file()]
+    stems = [split, f"{task}_{split}", *([task] if split == "test" else [])]  # a benchmark without training is one file
+    names = [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+    found = [path for path in sorted(folder.iterdir()) if path.name.lower() in names and path.is_file()]
     if len(found) == 1:
         return found[0]
     what = f"has {[path.name for path in found]}, and which of them holds" if found else f"has none of {names} for"
@@ -80,12 +82,12 @@ def _json_rows(path: Path) -> Iterator[Any]:
                 yield line
 
 
-def _read_hub(task: str, source: str, split: str) -> Iterator[Record]:
+def _read_hub(task: str, source: str, split: str, subset: str) -> Iterator[Record]:
     import datasets  # Slow to import, and needless for local files.
 
     option = f"queries.tasks.{task}.source"
     try:
-        rows = datasets.load_dataset(source, "main", split=split)
+        rows = datasets.load_dataset(source, subset, split=split)
     except Exception as e:  # The library raises its own, the hub client's, and the network's errors.
         raise TaskError(
             f"{option}: {source!r} is no folder here, and the `datasets` library cannot load its split {split}: {e}. "

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 FOUNDATIONS = {f"firewall_ray.{name}" for name in ("schemas", "config", "errors", "casting", "artifacts")}
 LIGHT = (
     "firewall_ray.tasks",
+    "firewall_ray.execution",
     "firewall_ray.labels",
     "firewall_ray.policy",
     "firewall_ray.budget_control",
