@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
+from ray_head import ray_head
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import load_config
@@ -92,28 +91,10 @@ def test_from_redoes_a_stage_and_what_follows_and_keeps_what_is_before(first_run
     assert "the stages are prepare_queries, sample," in wrong.stderr
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
-    """`ray start --head` on ports of its own; yields the environment in which `ray job` finds it."""
-    dashboard = free_port()
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= {"PATH": path, "RAY_AUTH_MODE": "token"}
-    command = ["ray", "start", "--head", "--block", f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=8"]
-    command += [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=300000000", "--disable-usage-stats"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
-    yield environment
-    for child in [*psutil.Process(process.pid).children(recursive=True), process]:  # `ray stop` would end the other tests' Ray too
-        child.kill()
-    process.wait(30)
-    Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)  # it would send later drivers to the head that is gone
+    with ray_head() as environment:
+        yield environment
 
 
 def submit(head: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -1,6 +1,5 @@
 """The whole application for real, and the processes that it consists of: two vLLM engines, router and ingress in one Ray Serve."""
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import psutil
+from ray_head import free_port
 from servable_run import ROUTER, prompts_of_split, write_run
 
 from firewall_ray.artifacts import ArtifactStore
@@ -59,12 +59,6 @@ def run_application(folder: Path) -> Iterator[Served]:
     serve.shutdown()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def processes_of(deployment: str) -> list[psutil.Process]:
     """Of the replicas of `deployment`: Ingress, Router, or LLMServer:weak and LLMServer:strong."""
     title = f"ServeReplica:firewall:{deployment}"
@@ -85,3 +79,11 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 180) 
         assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain until {what}"
         time.sleep(0.2)
     return result
+
+
+def num_ongoing(deployment: str) -> int:
+    """Requests that the one replica of `deployment` works on, as Serve counts them."""
+    import ray
+
+    (name,) = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if f"#{deployment}#" in each["name"]]
+    return int(ray.get(ray.get_actor(name, namespace="serve").get_num_ongoing_requests.remote()))

@@ -1,0 +1,73 @@
+"""`serve deploy` of the shipped config file on a cluster of its own, as an operator does it, and a change while it runs."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from ray_head import free_port, ray_head
+from running_app import wait_until
+from servable_run import ROUTER, write_run
+
+pytestmark = pytest.mark.slow
+
+SHIPPED = Path("serve_app/serve_config.yaml")
+
+
+@pytest.fixture
+def head() -> Iterator[dict[str, str]]:
+    with ray_head() as environment:
+        yield environment
+
+
+def serve(head: dict[str, str], *arguments: str) -> str:
+    """Runs the command; its standard output."""
+    done = subprocess.run(["serve", *arguments], capture_output=True, text=True, env=head, timeout=120)
+    assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-2_000:]
+    return done.stdout
+
+
+def application_status(head: dict[str, str]) -> Any:
+    return yaml.safe_load(serve(head, "status"))["applications"]["firewall"]
+
+
+def test_the_shipped_config_file_deploys_and_a_new_fraction_reaches_the_running_replicas(
+    head: dict[str, str], tmp_path: Path
+) -> None:
+    config = yaml.safe_load(SHIPPED.read_text())
+    config["http_options"]["port"] = free_port()
+    (application,) = config["applications"]
+    application["args"]["config"] = write_run(tmp_path)
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    url = f"http://127.0.0.1:{config['http_options']['port']}"
+
+    def is_up() -> bool:
+        return subprocess.run(["ray", "job", "list"], capture_output=True, env=head).returncode == 0
+
+    def is_running() -> bool:
+        status = application_status(head)
+        assert status["status"] not in ("DEPLOY_FAILED", "UNHEALTHY"), status["message"]
+        return bool(status["status"] == "RUNNING")
+
+    def chat() -> Any:
+        body = {"model": "firewall", "messages": [{"role": "user", "content": "What is 2 plus 3?"}], "max_tokens": 4}
+        return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
+
+    wait_until(is_up, "the head takes commands")
+    serve(head, "deploy", str(path))
+    wait_until(is_running, "the application runs", timeout_s=400)
+    before = chat()
+    assert before.headers["x-firewall-reason"] == "score"
+    assert before.json()["model"] == before.headers["x-firewall-route"]
+
+    application["deployments"] = [{"name": "Router", "user_config": {"router": ROUTER, "strong_fraction": 1.0}}]
+    path.write_text(yaml.safe_dump(config))
+    serve(head, "deploy", str(path))
+    wait_until(lambda: chat().headers["x-firewall-threshold"] == "inf", "all traffic goes strong")
+    after = chat()
+    assert after.headers["x-firewall-route"] == after.json()["model"] == "strong"
+    assert after.headers["x-firewall-score"] == before.headers["x-firewall-score"]
