@@ -15,6 +15,7 @@ from firewall_ray.policy import QuantileTable
 from firewall_ray.router.card import RouterCard
 from firewall_ray.router.predict import Scored
 from firewall_ray.serving_config import BudgetControlConfig
+from firewall_ray.tasks.base import prompt_id
 from serve_app.router_deployment import Router, RouterUserConfig
 
 WINDOW = 200
@@ -223,3 +224,15 @@ def test_a_replica_does_not_start_with_a_user_config_that_cannot_be_applied() ->
             await replica(router="missing")
 
     asyncio.run(test())
+
+
+def test_a_query_has_the_name_that_offline_routing_gives_its_prompt_however_it_was_asked() -> None:
+    async def ids() -> list[str | None]:
+        replica = Replica()
+        await replica.reconfigure({"router": "soft_block", "strong_fraction": 0.5})
+        asked = await replica.decide(["0.25"], None, True) + await replica.decide(["one: 0.25", "0.25"], None, False)
+        return [decision.query_id for decision in asked]
+
+    of_question, of_prompt, of_other = asyncio.run(ids())
+    assert of_question == of_prompt == prompt_id("one: 0.25")
+    assert of_other == prompt_id("0.25")
