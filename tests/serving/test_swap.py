@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 from running_app import free_port, wait_until
@@ -33,6 +34,7 @@ APP = "swap"
 OTHER, STRANGER = "hard_block", "hard_label"  # another router of the pair, and one of another pair
 VERSIONS = {ROUTER: "first", OTHER: "second", STRANGER: "third"}
 NUM_CLIENTS = 8
+WINDOW = 200
 
 
 class StandIn(BaseHTTPRequestHandler):
@@ -156,10 +158,11 @@ def rewrite_card(store: ArtifactStore, name: str, change: Callable[[dict[str, An
 
 
 def write_application(folder: Path, models_url: str) -> tuple[str, ArtifactStore]:
-    """A run with three routers and models elsewhere; the path of its config and its store."""
+    """A run with three routers, models elsewhere and budget control; the path of its config and its store."""
     config_path = Path(write_run(folder))
     raw = yaml.safe_load(config_path.read_text())
     raw["models"] = {key: {"engine": "openai", "base_url": models_url, "model": key} for key in ("weak", "strong")}
+    raw["serving"]["budget_control"] = {"window": WINDOW}
     config_path.write_text(yaml.safe_dump(raw))
     store = ArtifactStore(load_config(config_path).root)
     for seed, name in enumerate((OTHER, STRANGER), start=2):
@@ -263,3 +266,17 @@ def test_a_broken_config_changes_nothing_under_load_and_the_log_says_why(
     assert application.decision() == before
     assert application.router_pid() == pid
     assert application.is_running()
+
+
+def test_the_budget_is_held_under_load_where_every_prompt_alone_would_go_strong(application: Application) -> None:
+    application.deploy({"router": ROUTER, "strong_fraction": 0.5})
+    wait_until(lambda: application.decision()["strong_fraction"] == 0.5, "the fraction was in force")
+    predictor = application.predictors["first"]
+    scores = predictor.predict(application.prompts)
+    lowest = np.argsort(scores)[:10]
+    assert (scores[lowest] < predictor.card.quantiles.threshold(0.5).value).all()
+    with load_on(replace(application, prompts=[application.prompts[i] for i in lowest])) as load:
+        load.goes_on(2 * WINDOW)
+    num_strong = sum(asked.headers["x-firewall-route"] == "strong" for asked in load.answers)
+    # One stretch of decisions, with no others between them: off by at most 2% of a window.
+    assert abs(num_strong - 0.5 * len(load.answers)) <= 0.02 * WINDOW
