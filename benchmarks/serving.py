@@ -1,0 +1,207 @@
+"""The firewall's endpoint against Ray's own endpoint of the same weak model: latency and requests/s, in one run and one Ray.
+
+What bounds the firewall is the model that it routes to, served by `ray.serve.llm` alone: the same LLMConfig, requests and
+Serve settings, without a router. Every request to the firewall is routed to the weak model because of its score. Closed
+loops; the two are loaded in turn, round by round, never at once: two idle engines cost little, and what else the machine does
+hits both alike. Targets: at most 8 ms more at the median of one client, at least 0.90 of the requests/s of sixteen.
+
+    python benchmarks/serving.py --root ROOT
+"""
+
+import json
+import os
+import socket
+import statistics
+import urllib.request
+from collections import defaultdict
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+from http_load import Load, Measured, ceiling, load_process, run_load
+from rich.console import Console
+from rich.table import Table
+
+from firewall_ray.artifacts import ArtifactStore, versions
+from firewall_ray.config import RunConfig, VllmModelConfig, load_config
+from firewall_ray.job import connected
+
+MAX_TOKENS = 8
+NUM_QUESTIONS = 200
+WARM_UP_S = 5.0
+NUM_CPUS = 16  # logical, so that two applications find room on a small machine
+FIREWALL, PLAIN = "firewall", "plain"
+
+
+class Cell(NamedTuple):
+    """One line of the table."""
+
+    endpoint: str
+    concurrency: int
+    streams: bool
+
+
+def serve_both(config: RunConfig, port: int) -> None:
+    """The firewall at /, the weak model alone at /plain: two applications behind one Serve."""
+    from ray import serve
+    from ray.serve.llm import build_openai_app
+
+    from serve_app.app import compose
+    from serve_app.llm_deployments import llm_config
+
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(compose(config), name=FIREWALL, route_prefix="/")
+    weak = config.models[config.pair.weak]
+    assert isinstance(weak, VllmModelConfig)
+    plain = build_openai_app({"llm_configs": [llm_config(config.pair.weak, weak)]})
+    serve.run(plain, name=PLAIN, route_prefix=f"/{PLAIN}")
+
+
+def weak_questions(url: str, questions: list[str]) -> list[str]:
+    """Those that the router, asked at `url`, sends to the weak model by their score."""
+    weak = []
+    for question in questions:
+        body = json.dumps({"messages": [{"role": "user", "content": question}]}).encode()
+        request = urllib.request.Request(f"{url}/v1/route", body, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            decision = json.load(response)
+        if (decision["route"], decision["reason"]) == ("weak", "score"):
+            weak.append(question)
+    return weak
+
+
+def bodies(questions: list[str], model: str, *, streams: bool) -> list[bytes]:
+    options: dict[str, Any] = {"model": model, "max_tokens": MAX_TOKENS, "temperature": 0, "stream": streams}
+    return [json.dumps({**options, "messages": [{"role": "user", "content": question}]}).encode() for question in questions]
+
+
+def load_of(cell: Cell, url: str, questions: list[str], weak: str, duration_s: float) -> Load:
+    """Of one cell. An answer of the firewall that no score decided counts as a failure."""
+    if cell.endpoint == FIREWALL:
+        prefix, model, expected = "", FIREWALL, {"x-firewall-route": "weak", "x-firewall-reason": "score"}
+    else:
+        prefix, model, expected = f"/{PLAIN}", weak, {}
+    return Load(
+        f"{url}{prefix}/v1/chat/completions",
+        bodies(questions, model, streams=cell.streams),
+        cell.concurrency,
+        duration_s,
+        expected,
+    )
+
+
+def compare(rounds: dict[Cell, list[Measured]], concurrency: int, streams: bool) -> dict[str, float]:
+    """Firewall against plain in the same round; the median over rounds."""
+    pairs = zip(rounds[Cell(FIREWALL, concurrency, streams)], rounds[Cell(PLAIN, concurrency, streams)], strict=True)
+    each = [
+        (
+            float(np.median(ours.latencies_ms) - np.median(theirs.latencies_ms)),
+            float(np.median(ours.first_byte_ms) - np.median(theirs.first_byte_ms)),
+            ours.requests_per_s / theirs.requests_per_s,
+        )
+        for ours, theirs in pairs
+    ]
+    more_ms, first_ms, ratio = (statistics.median(column) for column in zip(*each, strict=True))
+    return {"p50_more_ms": round(more_ms, 2), "first_byte_p50_more_ms": round(first_ms, 2), "requests_per_s_ratio": round(ratio, 3)}
+
+
+def row(cell: Cell, rounds: list[Measured]) -> dict[str, Any]:
+    """All rounds of a cell together."""
+    latencies = np.concatenate([measured.latencies_ms for measured in rounds])
+    p50, p90, p99 = np.percentile(latencies, [50, 90, 99])
+    return {
+        **cell._asdict(),
+        "num_requests": len(latencies),
+        "num_failures": sum(measured.num_failures for measured in rounds),
+        "p50_ms": round(float(p50), 2),
+        "p90_ms": round(float(p90), 2),
+        "p99_ms": round(float(p99), 2),
+        "first_byte_p50_ms": round(float(np.median(np.concatenate([measured.first_byte_ms for measured in rounds]))), 2),
+        "requests_per_s": round(statistics.median(measured.requests_per_s for measured in rounds), 1),
+    }
+
+
+def show(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
+    console = Console(width=132)
+    table = Table("endpoint", "clients", "answers", "requests", "failed", "p50 ms", "p90", "p99", "first byte p50", "requests/s")
+    for each in rows:
+        values = [each[name] for name in ("num_requests", "num_failures", "p50_ms", "p90_ms", "p99_ms", "first_byte_p50_ms")]
+        kind = "streamed" if each["streams"] else "whole"
+        table.add_row(each["endpoint"], *map(str, [each["concurrency"], kind, *values, each["requests_per_s"]]))
+    console.print(table)
+    for each in comparisons:
+        kind = "streamed" if each["streams"] else "whole"
+        console.print(
+            f"{each['concurrency']:>2} clients, {kind}: p50 {each['p50_more_ms']:+.1f} ms, first byte "
+            f"{each['first_byte_p50_more_ms']:+.1f} ms, requests/s {each['requests_per_s_ratio']:.2f} of the plain endpoint's"
+        )
+
+
+def measure(
+    executor: Executor, cells: list[Cell], url: str, questions: list[str], weak: str, num_rounds: int, seconds: float
+) -> Any:
+    """Every cell in every round, after a warm-up of each."""
+    for cell in cells:
+        executor.submit(run_load, load_of(cell, url, questions, weak, WARM_UP_S)).result()
+    rounds: dict[Cell, list[Measured]] = defaultdict(list)
+    for i in range(num_rounds):
+        for cell in cells if i % 2 == 0 else reversed(cells):
+            rounds[cell].append(executor.submit(run_load, load_of(cell, url, questions, weak, seconds)).result())
+        print(f"round {i + 1} of {num_rounds} done", flush=True)
+    return rounds
+
+
+def main(
+    root: Annotated[str | None, typer.Option(help="Of a finished run; the config's own when not given.")] = None,
+    config: Annotated[str, typer.Option(help="Run configuration.")] = "jobs/configs/quickstart.yaml",
+    concurrency: Annotated[list[int], typer.Option(help="Clients. Repeatable.")] = [1, 4, 16],  # noqa: B006
+    seconds: Annotated[float, typer.Option(min=0.5, help="Of a cell in a round.")] = 6.0,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    out: Annotated[Path | None, typer.Option(help="JSON with every figure.")] = None,
+) -> None:
+    """Print p50, p90, p99, first byte, requests/s and failures of both endpoints, and how the firewall's compare."""
+    run_config = load_config(config, [f"ray.num_cpus={NUM_CPUS}"], root)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    queries = ArtifactStore(run_config.root).queries().read(["query_id", "question", "split"]).to_pylist()
+    with load_process() as executor, connected(run_config.ray):
+        serve_both(run_config, port)
+        questions = weak_questions(url, [query["question"] for query in queries if query["split"] == "test"][: 2 * NUM_QUESTIONS])
+        print(f"up; {len(questions)} questions that the router sends to the weak model", flush=True)
+        cells = [
+            Cell(endpoint, clients, streams)
+            for clients in concurrency
+            for streams in (False, True)
+            for endpoint in (FIREWALL, PLAIN)
+        ]
+        measured = measure(executor, cells, url, questions, run_config.pair.weak, rounds, seconds)
+        most = executor.submit(ceiling, max(concurrency), bodies(questions, FIREWALL, streams=False)[0], bytes(500)).result()
+    rows = [row(cell, measured[cell]) for cell in cells]
+    comparisons = [
+        {"concurrency": clients, "streams": streams, **compare(measured, clients, streams)}
+        for clients in concurrency
+        for streams in (False, True)
+    ]
+    show(rows, comparisons)
+    summary = {
+        "benchmark": "serving",
+        "comparisons": comparisons,
+        "load_generator_requests_per_s": round(most),
+        "rounds": rounds,
+        "seconds": seconds,
+        "max_tokens": MAX_TOKENS,
+        "num_cpus": os.cpu_count(),
+        "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith("RAY_SERVE_")},
+        "versions": versions(),
+    }
+    if out is not None:
+        out.write_text(json.dumps({**summary, "rows": rows}, indent=1) + "\n")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    typer.run(main)
