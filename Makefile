@@ -42,6 +42,7 @@ bench: quickstart
 	$(BIN)/python benchmarks/labels.py
 	$(BIN)/python benchmarks/router_training.py --config $(CONFIG)
 	$(BIN)/python benchmarks/router_scoring.py --router runs/quickstart/routers/soft_block
+	$(BIN)/python benchmarks/budget_control.py --root runs/quickstart
 
 models: .venv/run
 	$(BIN)/python quickstart/train_models.py
