@@ -51,7 +51,8 @@ def error_response(
 def first_problem(error: ValidationError) -> tuple[str, str, str | None]:
     """Message, code and field of the first problem. pydantic lists one for every arm of a union, and repeats the input."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    # vLLM's own wrappers show up as parts of the path: function-wrap[...].
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     return f"{where or 'body'}: {first['msg']}", first["type"], where or None
 
 

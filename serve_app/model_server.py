@@ -12,7 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS
-from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, CompletionRequest, ErrorResponse
+from ray.llm._internal.serve.core.configs.openai_api_models import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    ErrorInfo,
+    ErrorResponse,
+)
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 
 from serve_app.answers import Endpoint, StreamHead, Usage, WholeAnswer
@@ -62,11 +67,10 @@ class ModelServer(LLMServer):
         except CLIENT_ERRORS as e:
             yield _refusal(400, e, began)
             return
-        if isinstance(first, ErrorResponse):
-            yield WholeAnswer(first.error.code, error_body(first.error.code, first.error.message), None, _since(began))
+        error = _error_of(first)
+        if error is not None:
+            yield WholeAnswer(error.code, error_body(error.code, error.message), None, _since(began))
             return
-        if first.startswith(ERROR):
-            raise RuntimeError("the engine failed before its first token")
 
         yield StreamHead(_since(began))
         yield first.encode()
@@ -104,6 +108,13 @@ def _since(began: float) -> float:
 def _refusal(status: int, error: Exception, began: float) -> WholeAnswer:
     message, code, param = first_problem(error) if isinstance(error, ValidationError) else (str(error), None, None)
     return WholeAnswer(status, error_body(status, message, code=code, param=param), None, _since(began))
+
+
+def _error_of(first: ErrorResponse | str) -> ErrorInfo | None:
+    """What the engine says when it refuses a stream: before it begins, or as its first event once it has looked closer."""
+    if isinstance(first, ErrorResponse):
+        return first.error
+    return ErrorInfo.model_validate(from_json(first.removeprefix("data: "))["error"]) if first.startswith(ERROR) else None
 
 
 def _usage_of(event: str) -> Usage:
