@@ -64,7 +64,7 @@ async function ask() {
   $("stop").disabled = false;
   $("answers").replaceChildren();
   await ($("compare").checked ? compare(question, signal) : routed(question, signal));
-  if (asking.signal !== signal) return; // asked anew meanwhile
+  if (asking?.signal !== signal) return; // asked anew meanwhile
   asking = null;
   askAgain = !$("key-form").hidden;
   if (document.activeElement === $("stop")) $("question").focus(); // a disabled button would lose it
@@ -73,12 +73,13 @@ async function ask() {
 }
 
 async function routed(question, signal) {
+  const turn = newTurn();
   const article = addAnswer("Answer");
   await answer(article, modelName(), question, signal, (headers) => {
-    previewing?.abort(); // the decision that was carried out is what counts
     const decision = decisionOf(headers);
     article.dataset.route = decision.route;
-    showDecision(decision);
+    if (turn === latest) showDecision(decision);
+    else showBadges();
   });
 }
 

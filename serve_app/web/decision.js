@@ -3,26 +3,38 @@
 const PROBE = "?"; // /v1/route wants a text; where there is none yet, only the threshold of its answer is shown
 
 let chosenFraction = null; // null: whatever the server takes for the model "firewall"
-let previewing = null; // an AbortController
+let latest = 0; // number of the last turn
+let previewTimer;
 
 const modelName = () => (chosenFraction === null ? "firewall" : `firewall-${chosenFraction.toFixed(2)}`);
 const messages = (text) => [{ role: "user", content: text }];
 const number = (text) => (text === null ? null : Number(text.replace("inf", "Infinity")));
 
+/** The number of a new decision. One that is not the latest any more when it comes is out of date. */
+function newTurn() {
+  clearTimeout(previewTimer);
+  return ++latest;
+}
+
+function previewSoon(delay_ms) {
+  clearTimeout(previewTimer);
+  previewTimer = setTimeout(preview, delay_ms);
+}
+
 /** What would be decided about the text in the field. Shown as it is typed and as the slider moves. */
 async function preview() {
-  previewing?.abort();
-  const { signal } = (previewing = new AbortController());
+  const turn = newTurn();
   const text = $("question").value.trim();
   try {
-    const response = await call("v1/route", { model: modelName(), messages: messages(text || PROBE) }, signal);
+    const response = await call("v1/route", { model: modelName(), messages: messages(text || PROBE) });
     const decision = await response.json();
     // JSON has no infinity: at the fractions 0 and 1 the threshold is null.
     if (decision.score !== null) decision.threshold ??= decision.strong_fraction < 0.5 ? -Infinity : Infinity;
     if (chosenFraction === null && decision.strong_fraction !== null) showFraction(decision.strong_fraction);
-    showDecision(text ? decision : { threshold: decision.threshold, router: decision.router, reason: "nothing-asked" });
+    const { threshold, router } = decision;
+    if (turn === latest) showDecision(text ? decision : { threshold, router, reason: "nothing-asked" });
   } catch (error) {
-    if (!signal.aborted) showDecision({ reason: "unknown", problem: error.message });
+    if (turn === latest) showDecision({ reason: "unknown", problem: error.message });
   }
 }
 

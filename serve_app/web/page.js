@@ -2,12 +2,6 @@
 //
 // What the server sends reaches the document as text only, never as HTML: a model's answer may be hostile.
 
-let previewTimer;
-const previewSoon = (delay) => {
-  clearTimeout(previewTimer);
-  previewTimer = setTimeout(preview, delay);
-};
-
 $("ask").addEventListener("submit", (event) => (event.preventDefault(), ask()));
 $("stop").addEventListener("click", () => asking?.abort());
 $("question").addEventListener("input", () => previewSoon(250));

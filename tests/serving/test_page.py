@@ -22,6 +22,8 @@ from pydantic_core import to_json
 from serve_app.answers import Answer, Usage
 from serve_app.decision import Decision
 
+pytestmark = pytest.mark.slow
+
 EASY, HARD = "an easy one", "a hard one"  # p_weak 0.9 and 0.1; of anything else 0.5
 ENDLESS = 10_000
 
@@ -73,6 +75,10 @@ class Site:
     @property
     def question(self) -> Locator:
         return self.page.get_by_role("textbox", name="Question")
+
+    @property
+    def decision(self) -> Locator:
+        return self.page.get_by_role("status")
 
     def open(self) -> None:
         self.page.goto(self.url)
@@ -161,14 +167,14 @@ def test_an_answer_streams_in_under_its_decision(site: Site) -> None:
     expect(site.text()).to_have_attribute("aria-busy", "false")
     for name, value in {"Route": "weak", "Score": "0.900", "Threshold": "0.300", "Reason": "score", "Router": "v1"}.items():
         expect(site.shown(name)).to_have_text(value)
-    expect(site.page.get_by_role("status")).to_have_text("Score 0.900 is above the threshold 0.300: the weak model.")
+    expect(site.decision).to_have_text("Score 0.900 is above the threshold 0.300: the weak model.")
     assert site.console_errors == []
 
 
 def test_what_is_hard_goes_to_the_strong_model(site: Site) -> None:
     site.ask(HARD)
     expect(site.text()).to_have_text("the strong answer")
-    expect(site.page.get_by_role("status")).to_have_text("Score 0.100 is below the threshold 0.300: the strong model.")
+    expect(site.decision).to_have_text("Score 0.100 is below the threshold 0.300: the strong model.")
 
 
 def test_the_button_asks_too_and_shift_enter_does_not(site: Site) -> None:
@@ -185,14 +191,14 @@ def test_the_button_asks_too_and_shift_enter_does_not(site: Site) -> None:
 
 def test_nothing_is_asked_where_nothing_is_written(site: Site) -> None:
     site.ask("   ")
-    expect(site.page.get_by_role("status")).to_have_text("Ask something: the score will show where it goes.")
+    expect(site.decision).to_have_text("Ask something: the score will show where it goes.")
     expect(site.page.locator("article")).to_have_count(0)
 
 
 def test_scores_that_look_the_same_are_shown_with_more_digits(site: Site) -> None:
     site.fakes.router.scores["close"] = 0.30004
     site.ask("close")
-    expect(site.page.get_by_role("status")).to_have_text("Score 0.30004 is above the threshold 0.30000: the weak model.")
+    expect(site.decision).to_have_text("Score 0.30004 is above the threshold 0.30000: the weak model.")
 
 
 def test_stop_ends_the_request_and_keeps_what_came(site: Site) -> None:
@@ -250,11 +256,11 @@ def test_at_the_ends_of_the_slider_everything_goes_one_way(site: Site, fraction:
     site.page.get_by_label("Strong fraction").fill(fraction)
     site.question.fill("middling")
     words = f"Everything goes to the {route} model at this fraction."
-    expect(site.page.get_by_role("status")).to_have_text(words)
+    expect(site.decision).to_have_text(words)
     expect(site.shown("Threshold")).to_have_text(threshold)
     site.question.press("Enter")
     expect(site.text()).to_have_text(f"the {route} answer")
-    expect(site.page.get_by_role("status")).to_have_text(words)  # now from the headers
+    expect(site.decision).to_have_text(words)  # now from the headers
 
 
 # Both models ---------------------------------------------------------------------------------------------------------
@@ -309,10 +315,12 @@ def test_a_dead_models_stand_in_is_named(site: Site) -> None:
     site.strong.why = "dead"
     site.ask(HARD)
     expect(site.text()).to_have_text("the weak answer")
-    expect(site.page.get_by_role("status")).to_have_text(
+    expect(site.decision).to_have_text(
         "Score 0.100 is below the threshold 0.300: the strong model. But it is down, so the weak model answered."
     )
     expect(site.answer().locator(".badge")).to_have_text("weak")
+    site.page.wait_for_timeout(400)  # no late preview takes its place
+    expect(site.decision).to_contain_text("But it is down")
 
 
 def test_when_no_model_answers_the_page_says_when_to_try_again(site: Site) -> None:
@@ -325,7 +333,7 @@ def test_a_dead_router_is_named_with_the_servers_way_out(site: Site) -> None:
     site.fakes.router.error = RuntimeError("no replica")
     site.ask(HARD)
     expect(site.text()).to_have_text("the weak answer")
-    expect(site.page.get_by_role("status")).to_have_text("The router gave no answer. The server's way out is the weak model.")
+    expect(site.decision).to_have_text("The router gave no answer. The server's way out is the weak model.")
     expect(site.shown("Score")).to_have_text("–")
 
 
