@@ -195,6 +195,15 @@ def test_before_the_first_request_thresholds_are_the_cards() -> None:
         assert mine == pytest.approx(theirs, abs=2 / 1_000)
 
 
+def test_while_live_scores_displace_the_calibrations_thresholds_stay_where_they_are() -> None:
+    """Live ones of the same kind: were the lowest quantiles displaced first, the median would be at 0.67 halfway."""
+    window = ScoreWindow(WINDOW, QuantileTable.from_scores(CALIBRATION))
+    for score in np.random.default_rng(23).normal(size=WINDOW // 2).tolist():
+        window.add(score)
+    # The standard error of a median of 1,000 is 0.04.
+    assert window.threshold(0.5).value == pytest.approx(0, abs=0.16)
+
+
 @given(
     st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.9]) | st.floats(0, 1), min_size=5, max_size=60),
     st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.9]) | st.floats(0, 1), min_size=5, max_size=60),
