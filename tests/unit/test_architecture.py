@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOUNDATIONS = {f"firewall_ray.{name}" for name in ("schemas", "config", "errors", "casting", "artifacts")}
+FOUNDATIONS = {
+    f"firewall_ray.{name}" for name in ("schemas", "config", "config_base", "serving_config", "errors", "casting", "artifacts")
+}
 LIGHT = (
     "firewall_ray.tasks",
     "firewall_ray.execution",
