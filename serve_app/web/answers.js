@@ -31,8 +31,8 @@ async function answer(article, model, question, signal, onHeaders) {
     const body = { model, messages: messages(question), stream: true };
     const response = await call("v1/chat/completions", body, signal);
     onHeaders(response.headers);
-    await append(text, events(response), () => (timing.textContent = `first token after ${since()}`));
-    timing.textContent += `, all of it after ${since()}`;
+    await append(text, events(response), () => (timing.textContent = `first token ${since()}`));
+    timing.textContent += ` · total ${since()}`;
   } catch (error) {
     if (signal.aborted) timing.textContent = `stopped after ${since()}`;
     else problem.textContent = error instanceof Problem ? error.message : "The answer broke off: the connection was lost.";

@@ -139,6 +139,10 @@ def test_health_answers(served: Served) -> None:
     assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
 
 
+def test_the_page_is_at_the_root(served: Served) -> None:
+    assert "<title>firewall-ray</title>" in httpx.get(served.url).raise_for_status().text
+
+
 def test_no_other_site_is_let_in(served: Served) -> None:
     response = httpx.get(f"{served.url}/v1/models", headers={"origin": "https://elsewhere.example"})
     assert [name for name in response.headers if name.startswith("access-control")] == []
