@@ -34,7 +34,10 @@ def mean_pass_at_k(num_samples: Sequence[int], num_correct: Sequence[int], k: in
     """
     if len(num_samples) != len(num_correct):
         raise EvaluationError(f"There are sample counts of {len(num_samples)} problems and correct ones of {len(num_correct)}.")
-    if not num_samples or min(num_samples) < k:
-        fewest = min(num_samples) if num_samples else "no problem"
-        raise EvaluationError(f"pass@{k} needs {k} samples of every problem, there is one with {fewest}. Sample more, or lower k.")
+    if not num_samples:
+        raise EvaluationError(f"pass@{k} of no problems has no value.")
+    if min(num_samples) < k:
+        raise EvaluationError(
+            f"pass@{k} needs {k} samples of every problem, there is one with {min(num_samples)}. Sample more, or lower k."
+        )
     return float(np.mean([pass_at_k(n, c, k) for n, c in zip(num_samples, num_correct, strict=True)]))

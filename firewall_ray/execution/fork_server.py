@@ -112,7 +112,7 @@ class _Server:
         while (left := clock.seconds_left()) is not None:
             ready = dict(poll.poll(left * 1000))
             if self._control in ready:  # The caller is gone, and nobody waits for this outcome.
-                os._exit(1)
+                raise SystemExit
             if report not in ready:
                 continue
             chunk = os.read(report, 4096)

@@ -30,7 +30,7 @@ import sys
 from typing import Any, NamedTuple, NoReturn
 
 from firewall_ray.execution import jail, seccomp
-from firewall_ray.execution.linux import PR_SET_NO_NEW_PRIVS, prctl
+from firewall_ray.execution.linux import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
 
 PASSED, TIMED_OUT, FAILED = "passed", "timed out", "failed: "
 NOT_CONFINED = "not confined: "  # the program was not run at all
@@ -78,7 +78,7 @@ class _Discard(io.StringIO):
 
 def run(program: str, limits: Limits, report_fd: int, nonce: bytes, syscall_filter: bytes | None, scratch: str | None) -> NoReturn:
     """The whole life of the child: confine, execute, report, end. The report is nonce, length (2 bytes), outcome."""
-    write, leave = os.write, os._exit  # bound now: the program can put anything in their place
+    write, leave, length = os.write, os._exit, len  # bound now: the program can put anything in their place
     try:
         try:
             confine(limits, report_fd, syscall_filter, scratch)
@@ -87,7 +87,7 @@ def run(program: str, limits: Limits, report_fd: int, nonce: bytes, syscall_filt
         else:
             outcome = execute(program)
         text = outcome.encode(errors="backslashreplace")[:MAX_OUTCOME_BYTES]
-        write(report_fd, nonce + len(text).to_bytes(2, "big") + text)
+        write(report_fd, nonce + length(text).to_bytes(2, "big") + text)
     finally:
         leave(0)
 
@@ -105,11 +105,12 @@ def confine(limits: Limits, report_fd: int, syscall_filter: bytes | None, scratc
         jail.become_nobody()
     else:
         os.chdir(scratch)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which would clear it
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     bounds = {
         resource.RLIMIT_AS: limits.memory_mib * _MIB,
         resource.RLIMIT_FSIZE: limits.scratch_mib * _MIB,
-        resource.RLIMIT_CPU: math.ceil(limits.timeout_s) + 1,
+        resource.RLIMIT_CPU: math.ceil(limits.timeout_s) + 2,
         resource.RLIMIT_NOFILE: NUM_FILES,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
@@ -127,13 +128,11 @@ def confine(limits: Limits, report_fd: int, syscall_filter: bytes | None, scratc
 
 def execute(program: str) -> str:
     """Execute a program in this process, which is of no use for anything else afterwards. Returns its outcome."""
-    signal_ = signal.signal  # bound now, see `run`
     _guard()
     sys.stdin = sys.stdout = sys.stderr = _Discard()
-    signal_(signal.SIGALRM, _raise_timed_out)
+    signal.signal(signal.SIGALRM, _raise_timed_out)
     try:
         exec(program, {})
-        signal_(signal.SIGALRM, signal.SIG_IGN)
     except TimedOut:
         return TIMED_OUT
     except BaseException as e:

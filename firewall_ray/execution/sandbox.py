@@ -23,6 +23,7 @@ from firewall_ray.execution.program import FAILED, Limits
 Isolation = Literal["required", "unsafe"]
 
 SECONDS_TO_START = 60.0
+SECONDS_TO_END = 5.0
 SECONDS_TO_SPARE = 30.0  # beyond a program's own end, before the fork server counts as hung: the machine may be busy
 
 _IMPORT_ROOT = str(Path(__file__).resolve().parents[2])
@@ -73,8 +74,11 @@ class Sandbox:
         if self._control is not None:
             self._control.close()
         if self._server is not None:
-            self._server.kill()
-            self._server.wait()
+            try:
+                self._server.wait(SECONDS_TO_END)  # it ends by itself once the socket is closed
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
         self._control = self._server = None
 
     def __enter__(self) -> Self:

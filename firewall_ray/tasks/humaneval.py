@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from firewall_ray.errors import TaskError
 from firewall_ray.execution.program import PASSED, Limits
 from firewall_ray.execution.sandbox import shared_sandbox
 from firewall_ray.tasks.base import Query, Task, make_query
@@ -72,4 +73,8 @@ class HumanEval(Task):
 
     def _query(self, record: Record) -> Query:
         reference = {name: record.text(name) for name in ("prompt", "test", "entry_point")}
+        if not reference["entry_point"].isidentifier():
+            raise TaskError(
+                f"{record.where}: `entry_point` must be the name of a function, there is {reference['entry_point']!r:.60}."
+            )
         return make_query(self.name, "test", reference["prompt"], json.dumps(reference))
