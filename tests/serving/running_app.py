@@ -72,7 +72,7 @@ def _command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 180) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 400) -> Any:
     """The condition's first result that is true. Fails after timeout_s, which is ample."""
     deadline = time.monotonic() + timeout_s
     while not (result := condition()):
