@@ -53,13 +53,6 @@ def test_tools_that_are_not_to_be_called_change_no_answer(served: Served, model:
     assert message["content"] == plain["content"]
 
 
-def test_a_tool_named_by_the_client_is_called(served: Served) -> None:
-    choice = {"type": "function", "function": {"name": "look_up"}}
-    (call,) = message_of(chat(served, "firewall-1", tools=TOOLS, tool_choice=choice))["tool_calls"]
-    assert call["function"]["name"] == "look_up"
-    assert call["function"]["arguments"].strip().startswith("{")
-
-
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -73,8 +66,9 @@ def test_a_tool_named_by_the_client_is_called(served: Served) -> None:
         {"tools": [{"type": "function"}]},
         {"tools": TOOLS, "tool_choice": "sometimes"},
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "not_there"}}},
-        {"tools": TOOLS, "tool_choice": "auto"},  # for these two the model needs a parser: its engine_kwargs
+        {"tools": TOOLS, "tool_choice": "auto"},  # for these three the model needs a parser
         {"tools": TOOLS, "tool_choice": "required"},
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "look_up"}}},
         {"tool_choice": "required"},
         {"logprobs": True, "top_logprobs": 10_000},
         {"logit_bias": {"99999999": 1}},
