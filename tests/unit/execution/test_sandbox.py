@@ -161,7 +161,9 @@ def test_threads_are_allowed_and_bounded_in_the_jail(sandbox: Sandbox) -> None:
 
 
 def test_one_program_changes_nothing_for_the_next(any_sandbox: Sandbox) -> None:
-    assert any_sandbox.run("import math, builtins\nmath.pi = 3\nbuiltins.len = builtins.str = builtins.isinstance = None") == "passed"
+    assert (
+        any_sandbox.run("import math, builtins\nmath.pi = 3\nbuiltins.len = builtins.str = builtins.isinstance = None") == "passed"
+    )
     assert any_sandbox.run("import math\nassert math.pi > 3 and len('x') == 1") == "passed"
 
 
@@ -245,6 +247,29 @@ def test_the_whole_standard_library_that_programs_use_can_be_imported(sandbox: S
         assert sandbox.run(f"import {name}") == "passed"
     assert sandbox.run("import asyncio\nasyncio.run(asyncio.sleep(0))") == "passed"  # needs a socketpair
     assert sandbox.run("import numpy") == "failed: No module named 'numpy'"
+
+
+def test_an_ordinary_user_gets_the_same_jail_through_a_user_namespace() -> None:
+    """Root is not needed: here it gives up CAP_SYS_ADMIN (21) for good (PR_CAPBSET_DROP, 24) before it starts the sandbox."""
+    see = "import os\nassert os.getuid() == 65534 and sorted(os.listdir('/dev')) == ['null', 'urandom', 'zero']"
+    code = (
+        "import os\nfrom firewall_ray.errors import SandboxUnavailable\nfrom firewall_ray.execution.linux import prctl\n"
+        "from firewall_ray.execution.program import Limits\nfrom firewall_ray.execution.sandbox import Sandbox\n"
+        f"if os.geteuid() == 0:\n    prctl(24, 21)\nsandbox = Sandbox(Limits(), 'required')\n"
+        f"try:\n    print([sandbox.run(p) for p in ({see!r}, \"open('/etc/passwd')\", 'import posix; posix.fork()', '1')])\n"
+        "except SandboxUnavailable as e:\n    print(e)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    if "user namespaces" in done.stdout:
+        pytest.skip(done.stdout)
+    assert done.stdout.strip() == str(
+        [
+            "passed",
+            "failed: [Errno 2] No such file or directory: '/etc/passwd'",
+            "failed: [Errno 1] Operation not permitted",
+            "passed",
+        ]
+    )
 
 
 # The sandbox itself --------------------------------------------------------------------------------------------------
