@@ -83,6 +83,57 @@ def refusal(status: int, message: str = "No.") -> Response:
     return JSONResponse({"error": {"message": message, "type": "x", "param": "p", "code": "c"}}, status)
 
 
+# Answers that are none: for `OpenAIServer.answer`.
+
+
+async def garbage(body: Any) -> Response:
+    return Response(b"<html>", 200)
+
+
+async def no_choices(body: Any) -> Response:
+    return raw_json({"object": "list"})
+
+
+async def error_with_200(body: Any) -> Response:
+    return raw_json({"error": {"message": "no", "code": 500}})
+
+
+async def error_event_first(body: Any) -> Response:
+    return events(stream_of(b'data: {"error": {"message": "overloaded"}}\n\n'))
+
+
+async def number_first(body: Any) -> Response:
+    return events(stream_of(b"data: 5\n\n"))
+
+
+async def no_events(body: Any) -> Response:
+    return events(stream_of(b": nothing\n\n"))
+
+
+async def done_at_once(body: Any) -> Response:
+    return events(stream_of(b"data: [DONE]\n\n"))
+
+
+async def slow(body: Any) -> Response:
+    await asyncio.sleep(60)
+    return Response()
+
+
+async def stream_of(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+async def _drip() -> AsyncIterator[bytes]:
+    while True:  # never silent for as long as the timeout
+        yield b" "
+        await asyncio.sleep(0.02)
+
+
+async def dripping(body: Any) -> Response:
+    return StreamingResponse(_drip(), media_type="application/json")
+
+
 @contextmanager
 def openai_server() -> Iterator[OpenAIServer]:
     """It runs on a free port of the loopback interface until the context ends."""

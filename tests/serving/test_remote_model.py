@@ -2,23 +2,39 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from gateway_fakes import IDS, FakeModel, FakeRouter, Recorder
-from hypothesis import given
-from hypothesis import strategies as st
-from openai_server import MODEL, USAGE, WORDS, OpenAIServer, event, events, openai_server, raw_json, refusal
-from starlette.responses import Response, StreamingResponse
+from openai_server import (
+    MODEL,
+    USAGE,
+    WORDS,
+    OpenAIServer,
+    done_at_once,
+    dripping,
+    error_event_first,
+    error_with_200,
+    event,
+    events,
+    garbage,
+    no_choices,
+    no_events,
+    number_first,
+    openai_server,
+    refusal,
+    slow,
+    stream_of,
+)
+from starlette.responses import Response
 
 from firewall_ray.config import OpenAIModelConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.serving_config import ServingConfig
 from serve_app.answers import Answer, ModelUnavailable
-from serve_app.event_stream import event_data
 from serve_app.gateway import Gateway
 from serve_app.ingress import asgi_app
 from serve_app.live_counters import LiveCounters
@@ -182,54 +198,6 @@ def test_stream_options_that_are_no_object_are_the_servers_to_refuse(server: Ope
 # When it gives no answer: the other model does -----------------------------------------------------------------------
 
 
-async def _garbage(body: Any) -> Response:
-    return Response(b"<html>", 200)
-
-
-async def _no_choices(body: Any) -> Response:
-    return raw_json({"object": "list"})
-
-
-async def _error_with_200(body: Any) -> Response:
-    return raw_json({"error": {"message": "no", "code": 500}})
-
-
-async def _error_event_first(body: Any) -> Response:
-    return events(_of(b'data: {"error": {"message": "overloaded"}}\n\n'))
-
-
-async def _number_first(body: Any) -> Response:
-    return events(_of(b"data: 5\n\n"))
-
-
-async def _empty(body: Any) -> Response:
-    return events(_of(b": nothing\n\n"))
-
-
-async def _done_at_once(body: Any) -> Response:
-    return events(_of(b"data: [DONE]\n\n"))
-
-
-async def _slow(body: Any) -> Response:
-    await asyncio.sleep(60)
-    return Response()
-
-
-async def _of(*chunks: bytes) -> AsyncIterator[bytes]:
-    for chunk in chunks:
-        yield chunk
-
-
-async def _drip() -> AsyncIterator[bytes]:
-    while True:  # never silent for as long as the timeout
-        yield b" "
-        await asyncio.sleep(0.02)
-
-
-async def _dripping(body: Any) -> Response:
-    return StreamingResponse(_drip(), media_type="application/json")
-
-
 @pytest.mark.parametrize(
     ("answer", "streams", "why"),
     [
@@ -241,18 +209,18 @@ async def _dripping(body: Any) -> Response:
                 *((status, "overloaded") for status in (429, 503, 529)),
             ]
         ),
-        (_garbage, False, "failed"),
-        (_no_choices, False, "failed"),
-        (_error_with_200, False, "failed"),
-        (_garbage, True, "failed"),
-        (_error_event_first, True, "failed"),
-        (_number_first, True, "failed"),
-        (_empty, True, "failed"),
-        (_done_at_once, True, "failed"),
-        (_slow, False, "timeout"),
-        (_slow, True, "timeout"),
-        (_dripping, False, "timeout"),
-        (_dripping, True, "timeout"),
+        (garbage, False, "failed"),
+        (no_choices, False, "failed"),
+        (error_with_200, False, "failed"),
+        (garbage, True, "failed"),
+        (error_event_first, True, "failed"),
+        (number_first, True, "failed"),
+        (no_events, True, "failed"),
+        (done_at_once, True, "failed"),
+        (slow, False, "timeout"),
+        (slow, True, "timeout"),
+        (dripping, False, "timeout"),
+        (dripping, True, "timeout"),
     ],
 )
 def test_a_server_that_gives_no_answer_is_stood_in_for(server: OpenAIServer, answer: Any, streams: bool, why: str) -> None:
@@ -305,7 +273,7 @@ def test_a_stream_that_breaks_is_an_error_of_the_client_library_and_no_end(serve
     """Cut off without its [DONE], or followed by what is no part of an answer."""
 
     async def broken(body: Any) -> Response:
-        return events(_of(event(choices=[{"index": 0, "delta": {"content": "one"}}]), ending))
+        return events(stream_of(event(choices=[{"index": 0, "delta": {"content": "one"}}]), ending))
 
     async def ask(front: Front) -> None:
         async for _ in await front.client.completions.create(model="firewall", prompt="Why?", stream=True):
@@ -358,7 +326,7 @@ def test_every_way_a_stream_can_end_frees_its_slot_and_the_server(server: OpenAI
                 await anext(answer.body)  # type: ignore[arg-type]
             assert answer.release is not None
             await answer.release()
-        server.answer = _slow  # left while nothing has come yet
+        server.answer = slow  # left while nothing has come yet
         for streams in (True, False):
             num_seen = len(server.seen)
             waiting = asyncio.ensure_future(model.ask("chat", BODY, streams=streams))
@@ -378,7 +346,7 @@ def test_every_way_a_stream_can_end_frees_its_slot_and_the_server(server: OpenAI
 def test_a_failure_frees_its_slot(server: OpenAIServer) -> None:
     async def inside() -> None:
         model = remote(server.url, max_concurrency=1)
-        for answer, streams in [(_garbage, False), (_garbage, True), (_error_event_first, True)]:
+        for answer, streams in [(garbage, False), (garbage, True), (error_event_first, True)]:
             server.answer = answer
             with pytest.raises(ModelUnavailable, match="failed"):
                 await model.ask("chat", BODY, streams=streams)
@@ -386,28 +354,3 @@ def test_a_failure_frees_its_slot(server: OpenAIServer) -> None:
         assert (await model.ask("chat", BODY, streams=False)).status == 200
 
     asyncio.run(inside())
-
-
-# Events --------------------------------------------------------------------------------------------------------------
-
-
-@given(
-    st.lists(st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"])).map(str.strip), max_size=5),
-    st.sampled_from(["\n", "\r\n"]),
-    st.integers(1, 7),
-)
-def test_events_are_the_same_however_the_network_cuts_them(texts: list[str], end: str, size: int) -> None:
-    stream = "".join(f": comment{end}event: x{end}data: {text}{end}{end}" for text in texts).encode()
-
-    async def read() -> list[bytes]:
-        return [data async for data in event_data(_of(*(stream[i : i + size] for i in range(0, len(stream), size))))]
-
-    # bytes.strip knows ASCII's blanks alone
-    assert asyncio.run(read()) == [text.encode().strip() for text in texts]
-
-
-def test_a_last_event_without_a_line_end_counts() -> None:
-    async def read() -> list[bytes]:
-        return [data async for data in event_data(_of(b"data: 1\n\nda", b"ta: [DONE]"))]
-
-    assert asyncio.run(read()) == [b"1", b"[DONE]"]
