@@ -3,6 +3,7 @@
 A message never repeats what the client sent but for a model's name and the path: errors end up in other people's logs.
 """
 
+import re
 from collections.abc import Mapping
 
 from pydantic import ValidationError
@@ -15,6 +16,10 @@ from starlette.responses import Response
 from firewall_ray.errors import UserError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+# Among the fields in pydantic's path to a problem: ChatCompletionUserMessageParam, list[constrained-int], function-wrap[...].
+_NO_FIELD = re.compile(r"[A-Z]\w*|.*\[.*|str|int")
 
 
 class RequestRefused(UserError):
@@ -51,8 +56,7 @@ def error_response(
 def first_problem(error: ValidationError) -> tuple[str, str, str | None]:
     """Message, code and field of the first problem. pydantic lists one for every arm of a union, and repeats the input."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    # vLLM's own wrappers show up as parts of the path: function-wrap[...].
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    where = ".".join(str(part) for part in first["loc"] if not _NO_FIELD.fullmatch(str(part)))
     return f"{where or 'body'}: {first['msg']}", first["type"], where or None
 
 

@@ -47,9 +47,9 @@ class ModelServer(LLMServer):
             responses = await self._ask(endpoint, from_json(body))
             response = await anext(responses)
         except CLIENT_ERRORS as e:
-            return _refusal(400, e, began)
+            return _refusal_of(e, began)
         if isinstance(response, ErrorResponse):
-            return WholeAnswer(response.error.code, error_body(response.error.code, response.error.message), None, _since(began))
+            return _refusal(response.error.code, response.error.message, began=began)
         usage = Usage(response.usage.prompt_tokens, response.usage.completion_tokens or 0)
         return WholeAnswer(200, to_json(response), usage, _since(began))
 
@@ -65,11 +65,11 @@ class ModelServer(LLMServer):
             events = await self._ask(endpoint, parsed)
             first = await anext(events)
         except CLIENT_ERRORS as e:
-            yield _refusal(400, e, began)
+            yield _refusal_of(e, began)
             return
         error = _error_of(first)
         if error is not None:
-            yield WholeAnswer(error.code, error_body(error.code, error.message), None, _since(began))
+            yield _refusal(error.code, error.message, began=began)
             return
 
         yield StreamHead(_since(began))
@@ -105,9 +105,17 @@ def _since(began: float) -> float:
     return time.perf_counter() - began
 
 
-def _refusal(status: int, error: Exception, began: float) -> WholeAnswer:
-    message, code, param = first_problem(error) if isinstance(error, ValidationError) else (str(error), None, None)
-    return WholeAnswer(status, error_body(status, message, code=code, param=param), None, _since(began))
+def _refusal_of(error: Exception, began: float) -> WholeAnswer:
+    """Of one of CLIENT_ERRORS."""
+    if isinstance(error, ValidationError):
+        return _refusal(400, *first_problem(error), began=began)
+    return _refusal(400, str(error), began=began)
+
+
+def _refusal(status: int, message: str, code: str | None = None, param: str | None = None, *, began: float) -> WholeAnswer:
+    """In vLLM's words, less the client's input that pydantic repeats in some of them."""
+    words = message.partition(" [type=")[0]
+    return WholeAnswer(status, error_body(status, words, code=code, param=param), None, _since(began))
 
 
 def _error_of(first: ErrorResponse | str) -> ErrorInfo | None:

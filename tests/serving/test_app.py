@@ -267,6 +267,27 @@ MESSAGES = [{"role": "user", "content": "x"}]
         ("chat/completions", {"model": "firewall", "messages": [{"role": "user", "content": "word " * 5_000}]}, 400),
         ("completions", {"model": "firewall", "prompt": {"a": 1}}, 400),
         ("completions", {"model": "firewall", "prompt": "x", "n": 0}, 400),
+        ("completions", {"model": "firewall", "prompt": "x", "n": 10**9}, 400),
+        ("completions", {"model": "firewall", "prompt": "x", "max_tokens": 10**30}, 400),
+        ("completions", {"model": "firewall", "prompt": "x", "stream_options": {"include_usage": True}}, 400),
+        ("completions", {"model": "firewall", "prompt": "x", "structured_outputs": 7}, 400),
+        ("completions", {"model": "firewall", "prompt": "x", "structured_outputs": {"regex": "("}}, 400),
+        ("completions", {"model": "firewall", "prompt": "x", "stream": True, "structured_outputs": {"regex": "("}}, 400),
+        ("completions", {"model": "firewall", "prompt": None}, 400),
+        ("completions", {"model": "firewall", "prompt": []}, 400),
+        ("completions", {"model": "firewall", "prompt": ["a", 1]}, 400),
+        ("completions", {"model": "firewall", "prompt": [-1]}, 400),
+        ("completions", {"model": "firewall", "prompt": [10**9]}, 400),
+        ("chat/completions", {"model": "firewall", "messages": []}, 400),
+        ("chat/completions", {"model": "firewall", "messages": [None]}, 400),
+        ("chat/completions", {"model": "firewall", "messages": ["hello"]}, 400),
+        ("chat/completions", {"model": "firewall", "messages": [{"content": "x"}]}, 400),
+        ("chat/completions", {"model": "firewall", "messages": [{"role": "user", "content": 7}]}, 400),
+        ("chat/completions", {"model": "firewall", "messages": [{"role": "user", "content": [7]}]}, 400),
+        ("chat/completions", {"model": "firewall", "messages": [{"role": "assistant", "tool_calls": 7}]}, 400),
+        ("chat/completions", {"model": "firewall", "messages": MESSAGES, "chat_template": "{{"}, 400),
+        ("chat/completions", {"model": "firewall", "messages": MESSAGES, "logit_bias": {"x": 1}}, 400),
+        ("chat/completions", b"x" * (17 * 2**20), 413),
         ("route", {"model": "firewall"}, 400),
         ("route", {"prompt": "x", "messages": MESSAGES}, 400),
         ("route", {"model": "gpt-4", "prompt": "x"}, 404),
@@ -321,6 +342,10 @@ def test_no_prompt_is_in_any_log(served: Served) -> None:
         chat(served, question=f"{CANARY} " * 5_000)
     with pytest.raises(openai.BadRequestError):
         chat(served, question=CANARY, temperature=-1)
+    for content in (7, [{"type": "text", "text": [CANARY]}], [{"type": "video", "video": CANARY}]):
+        with pytest.raises(openai.BadRequestError) as refused:
+            chat(served, messages=[{"role": "user", "content": CANARY}, {"role": "user", "content": content}])
+        assert CANARY not in refused.value.message  # for errors end up in the caller's log
     files = [path for path in served.log_folder.rglob("*") if path.is_file()]
     assert any("replica_firewall_Ingress" in path.name for path in files)
     assert [path.name for path in files if CANARY.encode() in path.read_bytes()] == []

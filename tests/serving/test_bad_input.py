@@ -12,9 +12,11 @@ import pytest
 from gateway_fakes import Fakes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from serve_app.answers import Endpoint
 from serve_app.api_keys import make_key
+from serve_app.http_errors import first_problem
 
 MESSAGES = [{"role": "user", "content": "Why?"}]
 CHAT: dict[str, Any] = {"model": "firewall", "messages": MESSAGES}
@@ -195,6 +197,20 @@ def test_the_last_of_duplicate_keys_is_meant_by_everybody() -> None:
     body = b'{"model": "gpt-4", "model": "large", "messages": 7, "messages": [{"role": "user", "content": "Why?"}]}'
     assert fakes.post("/v1/chat/completions", body).headers["x-firewall-route"] == "strong"
     assert json.loads(fakes.strong.bodies[0])["model"] == "large"
+
+
+def test_a_problem_is_named_by_its_field_and_not_by_how_it_was_looked_for() -> None:
+    class Message(BaseModel):
+        content: str | list[int]
+
+    class Body(BaseModel):
+        messages: list[int | Message]
+
+    with pytest.raises(ValidationError) as refused:
+        Body.model_validate({"messages": [{"content": "secret"}, {"content": ["secret"]}]})
+    # pydantic's own: messages.1.int, messages.1.Message.content.str, messages.1.Message.content.list[int].0
+    message, code, param = first_problem(refused.value)
+    assert (message, code, param) == ("messages.1: Input should be a valid integer", "int_type", "messages.1")
 
 
 def test_null_bytes_in_text_are_text() -> None:
