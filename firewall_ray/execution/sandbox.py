@@ -97,13 +97,27 @@ class Sandbox:
             reply = receive(self._control.fileno())
         except OSError:
             reply = None
+        except BaseException:  # An interrupt: the reply still to come must not be taken for the next program's.
+            self.close()
+            raise
         if reply is None:
             self.close()
         return reply
 
     def _start(self) -> None:
+        try:
+            greeting = self._launch()
+        except OSError as e:
+            greeting = {"unavailable": f"its process did not get ready: {e}"}
+        if "unavailable" in greeting:
+            self.close()
+            raise SandboxUnavailable(_REFUSAL.format(isolation=self.isolation, reason=greeting["unavailable"]))
+        self._set_timeout(longest(self.limits.timeout_s) + SECONDS_TO_SPARE)
+
+    def _launch(self) -> dict[str, Any]:
+        """Start the fork server; returns its greeting. Raises OSError where it cannot be started or says nothing in time."""
         if sys.platform != "linux":
-            raise SandboxUnavailable(f"Programs are executed on Linux only; this is {sys.platform}. Grade on a Linux node.")
+            return {"unavailable": f"this is {sys.platform}"}
         self._control, theirs = socket.socketpair()
         with theirs:
             self._server = subprocess.Popen(
@@ -118,17 +132,11 @@ class Sandbox:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        try:
-            self._set_timeout(SECONDS_TO_START)
-            greeting = receive(self._control.fileno())
-        except OSError as e:
-            greeting = {"unavailable": f"its process did not get ready: {e}"}
+        self._set_timeout(SECONDS_TO_START)
+        greeting = receive(self._control.fileno())
         if greeting is None:
-            greeting = {"unavailable": f"its process ended with exit code {self._server.wait()} before it was ready"}
-        if "unavailable" in greeting:
-            self.close()
-            raise SandboxUnavailable(_REFUSAL.format(isolation=self.isolation, reason=greeting["unavailable"]))
-        self._set_timeout(longest(self.limits.timeout_s) + SECONDS_TO_SPARE)
+            return {"unavailable": f"its process ended with exit code {self._server.wait()} before it was ready"}
+        return greeting
 
     def _arguments(self, control: int) -> list[str]:
         return [str(control), json.dumps(self.limits), self.isolation]

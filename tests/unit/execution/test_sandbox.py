@@ -282,6 +282,17 @@ def test_a_fork_server_that_dies_is_started_again(sandbox: Sandbox) -> None:
     assert processes(sandbox) != [server]
 
 
+def test_an_interrupted_program_leaves_no_outcome_for_the_next(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(control: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sandbox_module, "receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.run("assert True")
+    assert sandbox.run("assert False, 'mine'") == "failed: mine"
+
+
 @pytest.mark.parametrize("isolation", ["required", "unsafe"])
 def test_nothing_survives_the_process_that_asked(isolation: Isolation) -> None:
     code = (
