@@ -26,3 +26,30 @@ class ReplicasConfig(Strict):
         if self.min > self.max:
             raise ValueError(f"min {self.min} is larger than max {self.max}")
         return self
+
+
+class PairConfig(Strict):
+    weak: Name = Field("weak", description="Key in `models` of the cheap model.")
+    strong: Name = Field("strong", description="Key in `models` of the strong model.")
+
+
+class BackboneConfig(Strict):
+    """The router's network under its one-logit head: a checkpoint, or a small one made from scratch."""
+
+    path: str | None = Field(
+        "microsoft/deberta-v3-large", description="Hub id or folder of any AutoModelForSequenceClassification backbone."
+    )
+    tokenizer: str | None = Field(None, description="Hub id or folder. None: the backbone's own.")
+    architecture: Literal["deberta", "llama"] = Field(
+        "deberta", description="From scratch only (path: null), like the four below: DeBERTa-v2, or a causal Llama."
+    )
+    hidden_size: Positive = 128
+    num_layers: Positive = 2
+    num_heads: Positive = 4
+    intermediate_size: Positive = 512
+
+    @model_validator(mode="after")
+    def _scratch_needs_a_tokenizer(self) -> "BackboneConfig":
+        if self.path is None and self.tokenizer is None:
+            raise ValueError("path: null makes the network from scratch, and then `tokenizer` must name a tokenizer")
+        return self
