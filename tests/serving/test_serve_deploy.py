@@ -23,15 +23,9 @@ def head() -> Iterator[dict[str, str]]:
         yield environment
 
 
-def serve(head: dict[str, str], *arguments: str) -> str:
-    """Runs the command; its standard output."""
-    done = subprocess.run(["serve", *arguments], capture_output=True, text=True, env=head, timeout=120)
-    assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-2_000:]
-    return done.stdout
-
-
-def application_status(head: dict[str, str]) -> Any:
-    return yaml.safe_load(serve(head, "status"))["applications"]["firewall"]
+def serve(head: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The command as an operator gives it."""
+    return subprocess.run(["serve", *arguments], capture_output=True, text=True, env=head, timeout=120)
 
 
 def test_the_shipped_config_file_deploys_and_a_new_fraction_reaches_the_running_replicas(
@@ -45,11 +39,11 @@ def test_the_shipped_config_file_deploys_and_a_new_fraction_reaches_the_running_
     path.write_text(yaml.safe_dump(config))
     url = f"http://127.0.0.1:{config['http_options']['port']}"
 
-    def is_up() -> bool:
-        return subprocess.run(["ray", "job", "list"], capture_output=True, env=head).returncode == 0
+    def is_deployed() -> bool:
+        return serve(head, "deploy", str(path)).returncode == 0  # once the head takes commands
 
     def is_running() -> bool:
-        status = application_status(head)
+        status = yaml.safe_load(serve(head, "status").stdout)["applications"]["firewall"]
         assert status["status"] not in ("DEPLOY_FAILED", "UNHEALTHY"), status["message"]
         return bool(status["status"] == "RUNNING")
 
@@ -57,16 +51,15 @@ def test_the_shipped_config_file_deploys_and_a_new_fraction_reaches_the_running_
         body = {"model": "firewall", "messages": [{"role": "user", "content": "What is 2 plus 3?"}], "max_tokens": 4}
         return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
 
-    wait_until(is_up, "the head takes commands")
-    serve(head, "deploy", str(path))
-    wait_until(is_running, "the application runs", timeout_s=400)
+    wait_until(is_deployed, "the head takes the file")
+    wait_until(is_running, "the application runs")
     before = chat()
     assert before.headers["x-firewall-reason"] == "score"
     assert before.json()["model"] == before.headers["x-firewall-route"]
 
     application["deployments"] = [{"name": "Router", "user_config": {"router": ROUTER, "strong_fraction": 1.0}}]
     path.write_text(yaml.safe_dump(config))
-    serve(head, "deploy", str(path))
+    assert is_deployed()
     wait_until(lambda: chat().headers["x-firewall-threshold"] == "inf", "all traffic goes strong")
     after = chat()
     assert after.headers["x-firewall-route"] == after.json()["model"] == "strong"
