@@ -6,7 +6,7 @@ Ray exports them as Prometheus metrics, with `ray_` before the name and, for cou
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
@@ -183,14 +183,10 @@ class Telemetry:
             self._record(name, value, tags)
 
 
-def table() -> list[dict[str, Any]]:
-    """The metrics as rows of a table: `name` as Prometheus shows it, `type`, `tags` and `meaning`."""
-    return [
-        {
-            "name": f"ray_{name}_total" if metric.kind == "counter" else f"ray_{name}",
-            "type": metric.kind,
-            "tags": ", ".join(metric.tags),
-            "meaning": metric.meaning,
-        }
-        for name, metric in METRICS.items()
-    ]
+def markdown_table() -> str:
+    """The metrics as docs/serving.md lists them, by the names that Prometheus shows."""
+    rows = ["| metric | type | tags | meaning |", "|---|---|---|---|"]
+    for name, metric in METRICS.items():
+        exported = f"ray_{name}_total" if metric.kind == "counter" else f"ray_{name}"
+        rows.append(f"| `{exported}` | {metric.kind} | {', '.join(metric.tags)} | {metric.meaning} |")
+    return "\n".join(rows)

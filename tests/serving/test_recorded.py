@@ -68,10 +68,12 @@ def test_the_metrics_reach_prometheus_with_the_values_of_known_requests(served: 
     assert 0 < moved("tokens", "strong", "completion") <= 2 * 3
     assert moved("tokens", "weak", "prompt") > 0
 
-    def requests(samples: list[Sample]) -> float:
-        return sum(sums(samples, "ray_firewall_requests_total", replica).values())
+    def all_exported(samples: list[Sample]) -> bool:
+        requests = sums(samples, "ray_firewall_requests_total", replica)
+        scores = sums(samples, "ray_firewall_router_score_count", replica)
+        return requests.get(()) == after["requests"] and scores.get(()) == after["routed"]
 
-    samples = wait_until(lambda: requests(found := exported()) >= after["requests"] and found, "Ray had exported the metrics")
+    samples = wait_until(lambda: all_exported(found := exported()) and found, "Ray had exported the metrics")
     by_reason = sums(samples, "ray_firewall_requests_total", replica, "reason")
     by_reason.pop(("none",))
     assert by_reason == {(reason,): count for reason, count in after["by_reason"].items()}
