@@ -8,69 +8,15 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from firewall_ray.config_base import LabelDesign, Name, Positive, ReplicasConfig, Strict
 from firewall_ray.errors import ConfigError
+from firewall_ray.queries_config import QueriesConfig, SandboxConfig
 from firewall_ray.serving_config import ServingConfig
-
-# Tasks ---------------------------------------------------------------------------------------------------------------
-
-
-class TinyWorldOptions(Strict):
-    """The shipped synthetic task; see firewall_ray/tasks/tiny_world.py."""
-
-    seed: int = Field(0, description="Draws the questions. Another seed is another sample of the same world.")
-    num_train: int = Field(1_500, ge=0, description="Training queries. Below 1,000 the routers get noisy.")
-    num_validation: int = Field(300, ge=0, description="Queries that choose the best epoch and calibrate thresholds.")
-    num_test: int = Field(600, ge=0, description="Queries of the report. The interval shrinks with the square root.")
-
-
-class Gsm8kOptions(Strict):
-    """GSM8K (Cobbe et al. 2021)."""
-
-    source: str = Field(
-        "openai/gsm8k",
-        description="A data set id for the `datasets` library, or a folder with train.jsonl and test.jsonl (.gz too) of "
-        "`question` and `answer`.",
-    )
-    num_validation: int = Field(500, ge=0, description="Queries carved from the end of the seeded shuffle of train.")
-    num_train: int | None = Field(None, ge=0, description="At most so many training queries. None: all.")
-    num_test: int | None = Field(None, ge=0, description="At most so many test queries. None: all 1,319.")
-    seed: int = Field(0, description="Shuffles train before validation is carved from it.")
-
-
-class HumanevalOptions(Strict):
-    """HumanEval (Chen et al. 2021): test only, out of domain."""
-
-    source: str = Field(
-        "openai/openai_humaneval",
-        description="A data set id for the `datasets` library, or a folder with test.jsonl or HumanEval.jsonl (.gz too) of "
-        "`prompt`, `test` and `entry_point`.",
-    )
-    num_test: int | None = Field(None, ge=0, description="At most so many problems. None: all 164.")
-
-
-class TasksConfig(Strict):
-    """The benchmarks of the run. A task that is not named is off."""
-
-    tiny_world: TinyWorldOptions | None = None
-    gsm8k: Gsm8kOptions | None = None
-    humaneval: HumanevalOptions | None = None
-
-    @model_validator(mode="after")
-    def _at_least_one(self) -> "TasksConfig":
-        if not any(getattr(self, name) is not None for name in type(self).model_fields):
-            raise ValueError(f"no task is named; there are {sorted(type(self).model_fields)}")
-        return self
-
-
-class QueriesConfig(Strict):
-    tasks: TasksConfig
-
 
 # Models --------------------------------------------------------------------------------------------------------------
 
@@ -164,21 +110,21 @@ class Gsm8kGradingConfig(Strict):
     )
 
 
-class HumanevalGradingConfig(Strict):
-    """Generated programs are executed, each confined to a process of its own; see firewall_ray/execution/."""
+class HumanevalGradingConfig(SandboxConfig):
+    """A completion is right when the program that it makes passes the problem's tests."""
 
-    isolation: Literal["required", "unsafe"] = Field(
-        "required",
-        description="required: a node that cannot hide files, network and processes from a program refuses to run it. "
-        "unsafe: run it all the same, under resource limits alone; only for completions that you trust.",
+
+class TriviaqaGradingConfig(Strict):
+    answer: Literal["whole", "first_line"] = Field(
+        "whole",
+        description="What counts as the answer. whole: all of the completion, as in the official program; sampling stops at the "
+        "line's end anyway. first_line: its first line that is not blank, for samples that were taken without that stop.",
     )
-    timeout_s: float = Field(3.0, gt=0, le=3600, description="Wall time of a program, the official checker's 3 s.")
-    memory_mib: int = Field(1_024, ge=256, description="Of a program. A node runs as many at once as Ray counts CPUs there.")
-    scratch_mib: int = Field(64, ge=1, description="All files that a program writes.")
 
 
 class GradingConfig(Strict):
     gsm8k: Gsm8kGradingConfig = Gsm8kGradingConfig()
+    triviaqa: TriviaqaGradingConfig = TriviaqaGradingConfig()
     humaneval: HumanevalGradingConfig = HumanevalGradingConfig()
     batch_size: Positive = Field(256, description="Rows graded in one task call.")
 
@@ -361,5 +307,8 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
         elif part in ("vllm", "openai"):
             model = VllmModelConfig if part == "vllm" else OpenAIModelConfig
             continue
-        model = next((arg for arg in get_args(model) if isinstance(arg, type) and issubclass(arg, Strict)), model)
+        elif get_origin(model) is dict:  # a section by name: this part is the name
+            model = get_args(model)[1]
+        if get_origin(model) is not dict:
+            model = next((arg for arg in get_args(model) if isinstance(arg, type) and issubclass(arg, Strict)), model)
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

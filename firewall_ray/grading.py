@@ -22,7 +22,7 @@ from firewall_ray.job import StageResult
 from firewall_ray.progress import watch
 from firewall_ray.queries import check_unique, read_queries
 from firewall_ray.schemas import GRADES, SAMPLES
-from firewall_ray.tasks import get_task
+from firewall_ray.tasks import TASKS, Task, get_task, known_tasks
 
 SAMPLE_COLUMNS = ["query_id", "task", "texts", "greedy_text", "error"]
 MAX_ERROR_CHARS = 500
@@ -48,7 +48,8 @@ def run_grading(
             raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")
     inputs = {key: store.samples(key).require(SAMPLE_COLUMNS) for key in keys}
     queries = read_queries(store, limit).select(["query_id", "task", "reference"])
-    options = _options(config, queries)
+    tasks = known_tasks(config.queries.custom_tasks())
+    options = _options(config, queries, tasks)
     results = []
     for key, samples in inputs.items():
         grades = store.grades(key)
@@ -57,7 +58,7 @@ def run_grading(
         if action == "run":
             _check_ids(samples)
             grades.begin(settings)
-            _grade_dataset(samples, grades, key, queries, options, config.grading.batch_size, only_known=limit is not None)
+            _grade_dataset(samples, grades, key, queries, options, tasks, config.grading.batch_size, only_known=limit is not None)
             grades.finish(config.model_dump(mode="json"), _count(grades, queries))
         counts = grades.manifest()["counts"]
         if counts["errors"]:
@@ -75,10 +76,10 @@ def _sampled_of_pair(config: RunConfig, store: ArtifactStore) -> list[str]:
     return there or pair
 
 
-def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options) -> pa.Table:
+def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options, tasks: Mapping[str, Task] = TASKS) -> pa.Table:
     """Rows of `schemas.SAMPLES` (SAMPLE_COLUMNS are enough) -> rows of `schemas.GRADES`, one for one. Runs in a worker.
 
-    queries: query_id, task and reference of every query.
+    queries: query_id, task and reference of every query. tasks: by name, see `known_tasks`.
     """
     query_rows = queries.take(pc.index_in(batch["query_id"], queries["query_id"]))
     rows = []
@@ -87,7 +88,7 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
         error = sample["error"] or _mismatch(sample, query)
         if error is None:
             try:
-                row |= _grade(sample, query["reference"], options)
+                row |= _grade(get_task(sample["task"], tasks), sample, query["reference"], options)
             except SystemFailure:  # No row's fault: where one program cannot be run, none can.
                 raise
             except Exception as e:  # A grader's bug, or a reference that lacks a field: this row's loss, not the job's.
@@ -96,9 +97,8 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
     return pa.Table.from_pylist(rows, schema=GRADES)
 
 
-def _grade(sample: Mapping[str, Any], reference_json: str, options: Options) -> dict[str, Any]:
-    task, reference = get_task(sample["task"]), json.loads(reference_json)
-    task_options = options[sample["task"]]
+def _grade(task: Task, sample: Mapping[str, Any], reference_json: str, options: Options) -> dict[str, Any]:
+    reference, task_options = json.loads(reference_json), options[task.name]
     # A sure model answers a query in the same words many times over: each text is graded once.
     texts = dict.fromkeys([*sample["texts"], sample["greedy_text"]])
     verdicts = {text: task.grade(text, reference, task_options) for text in texts}
@@ -119,7 +119,15 @@ def _mismatch(sample: Mapping[str, Any], query: Mapping[str, Any]) -> str | None
 
 
 def _grade_dataset(
-    samples: Dataset, grades: Dataset, model: str, queries: pa.Table, options: Options, batch_size: int, *, only_known: bool
+    samples: Dataset,
+    grades: Dataset,
+    model: str,
+    queries: pa.Table,
+    options: Options,
+    tasks: Mapping[str, Task],
+    batch_size: int,
+    *,
+    only_known: bool,
 ) -> None:
     schema = pa.schema([SAMPLES.field(name) for name in SAMPLE_COLUMNS])
     where = f"samples: {samples.path}"
@@ -130,7 +138,7 @@ def _grade_dataset(
         table = pa.Table.from_batches([cast_batch(batch, schema, where) for batch in block.to_batches()], schema)
         if only_known:
             table = table.filter(pc.is_in(table["query_id"], known["query_id"]))
-        graded = grade_batch(table, known, model, options)
+        graded = grade_batch(table, known, model, options, tasks)
         progress.add.remote(model, {"rows": len(block), "errors": len(graded) - graded["error"].null_count})
         return graded
 
@@ -143,10 +151,10 @@ def _grade_dataset(
         graded.write_parquet(grades.path, filesystem=grades.filesystem, min_rows_per_file=BATCH_ROWS, compression="zstd")
 
 
-def _options(config: RunConfig, queries: pa.Table) -> Options:
+def _options(config: RunConfig, queries: pa.Table, tasks: Mapping[str, Task]) -> Options:
     sections = config.grading.model_dump(exclude={"batch_size"})
-    tasks = sorted(queries["task"].unique().to_pylist())
-    return {get_task(name).name: sections.get(name, {}) for name in tasks}
+    sections |= {name: own.model_dump(include={"grader", "sandbox"}) for name, own in config.queries.custom_tasks().items()}
+    return {get_task(name, tasks).name: sections.get(name, {}) for name in sorted(queries["task"].unique().to_pylist())}
 
 
 def _check_ids(samples: Dataset) -> None:

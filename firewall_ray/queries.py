@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore
 from firewall_ray.config import RunConfig
-from firewall_ray.errors import ArtifactError, TaskError
+from firewall_ray.errors import ArtifactError, ConfigError, TaskError
 from firewall_ray.job import StageResult
 from firewall_ray.schemas import QUERIES, SPLITS
-from firewall_ray.tasks import Query, get_task
+from firewall_ray.tasks import Query, Task, get_task, known_tasks
 
 logger = logging.getLogger("firewall_ray")
 
@@ -32,19 +32,23 @@ def run_prepare_queries(config: RunConfig, store: ArtifactStore, *, limit: int |
     The tasks are read twice: first to check and count every row, so that nothing is written, or deleted, for bad input.
     `limit` keeps so many queries in all, see `quotas`. Raises TaskError for duplicates, and when there are no queries.
     """
-    tasks = {name: options for name, options in config.queries.tasks.model_dump().items() if options is not None}
+    if config.queries.tasks is None:
+        raise ConfigError(
+            "queries.tasks is not set, so there are no tasks to prepare. Outcomes are read by jobs/import_outcomes.py."
+        )
+    known, tasks = known_tasks(config.queries.custom_tasks()), config.queries.tasks.options()
     settings = {"tasks": tasks, "limit": limit}
     queries = store.queries()
     if queries.plan(settings, force=force) == "skip":
         return {"stage": "prepare_queries", "action": "skip", "path": queries.path, **queries.manifest()["counts"]}
 
-    kept = quotas(_count(_load(tasks)), limit)
+    kept = quotas(_count(_load(tasks, known)), limit)
     if not kept:
         options = ", ".join(f"queries.tasks.{name}.num_train, num_validation, num_test" for name in tasks)
         raise TaskError(f"There are no queries: the tasks {sorted(tasks)} have none. Raise one of {options}.")
     queries.begin(settings)
     with queries.writer() as writer:
-        rows = _first(_load(tasks), kept)
+        rows = _first(_load(tasks, known), kept)
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
             writer.write_batch(pa.RecordBatch.from_arrays([pa.array(c) for c in zip(*batch, strict=True)], schema=QUERIES))
     counts = {"queries": kept.total(), **{f"{task}/{split}": number for (task, split), number in kept.items()}}
@@ -110,9 +114,9 @@ def quotas(available: Mapping[Group, int], limit: int | None) -> Counter[Group]:
     return kept
 
 
-def _load(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[Query]:
+def _load(tasks: Mapping[str, Mapping[str, Any]], known: Mapping[str, Task]) -> Iterator[Query]:
     for name, options in tasks.items():
-        yield from get_task(name).load(options)
+        yield from get_task(name, known).load(options)
 
 
 def _count(queries: Iterator[Query]) -> Counter[Group]:

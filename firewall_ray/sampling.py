@@ -32,7 +32,7 @@ from firewall_ray.errors import ArtifactError, ConfigError, EngineDied
 from firewall_ray.job import StageResult
 from firewall_ray.progress import watch
 from firewall_ray.queries import read_queries
-from firewall_ray.tasks import get_task
+from firewall_ray.tasks import get_task, known_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +75,14 @@ def run_sampling(
 
 def sampling_spec(config: RunConfig, tasks: set[str]) -> SamplingSpec:
     """The sampling settings with each task's own `stop` and `max_tokens` where the config leaves them open."""
-    sampling = config.sampling
+    sampling, known = config.sampling, known_tasks(config.queries.custom_tasks())
     return SamplingSpec(
         num_samples=sampling.num_samples,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=sampling.seed,
-        stop={t: tuple(get_task(t).stop if sampling.stop is None else sampling.stop) for t in sorted(tasks)},
-        max_tokens={t: sampling.max_tokens or get_task(t).max_tokens for t in sorted(tasks)},
+        stop={t: tuple(get_task(t, known).stop if sampling.stop is None else sampling.stop) for t in sorted(tasks)},
+        max_tokens={t: sampling.max_tokens or get_task(t, known).max_tokens for t in sorted(tasks)},
     )
 
 

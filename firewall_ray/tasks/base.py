@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 # The paper's zero-shot prompt, with no system prompt (Sec. 4.1). Router and models read the same text.
 PROMPT_TEMPLATE = "Question: {question}\nAnswer: "
@@ -45,9 +45,9 @@ def make_query(task: str, split: str, question: str, reference: str) -> Query:
 class Task(ABC):
     """A benchmark. `stop` and `max_tokens` are its defaults for sampling; the config can override both."""
 
-    name: ClassVar[str]
-    stop: ClassVar[tuple[str, ...]]
-    max_tokens: ClassVar[int]
+    name: str
+    stop: tuple[str, ...]
+    max_tokens: int
 
     @abstractmethod
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
@@ -57,5 +57,6 @@ class Task(ABC):
     def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         """Is this completion right? Never raises for any `completion`; a wrong one is False.
 
-        `reference` is the query's, parsed. `options` is the config's section `grading.<task>`, empty where there is none.
+        `reference` is the query's, parsed. `options` is the config's section `grading.<task>`, empty where there is none. Equal
+        completions of a query are graded once. Raises SystemFailure where this machine can grade nothing at all.
         """

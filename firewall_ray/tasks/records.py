@@ -1,20 +1,22 @@
-"""A benchmark's own records: from a local folder of JSON Lines or Parquet, or by id through the `datasets` library.
+"""A benchmark's own records: from local files of JSON Lines, CSV or Parquet, or by id through the `datasets` library.
 
 Every record knows where it came from, so that a message about it can name the file and the row.
 """
 
+import csv
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from firewall_ray.errors import TaskError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+MAX_FIELD_CHARS = 2**31 - 1  # of CSV; Python's own limit of 131,072 is below what a model can write
 
 
 class Record(NamedTuple):
@@ -32,38 +34,56 @@ class Record(NamedTuple):
         return value
 
 
-def read_records(task: str, source: str, split: str, subset: str = "main") -> Iterator[Record]:
+def read_records(task: str, source: str, split: str, subset: str = "main", other_names: Sequence[str] = ()) -> Iterator[Record]:
     """Stream one split. A `source` that is a folder here is read from disk, any other is an id of the `datasets` library.
 
     The folder holds one file `<split>` or `<task>_<split>`, or for a test split `<task>` alone, in upper or lower case, with a
-    suffix of `SUFFIXES`. subset: the data set's configuration on the hub. Raises TaskError when there is no such file, when it
-    is cut off, or when a row is not an object, naming the row.
+    suffix of `SUFFIXES`. subset: the data set's configuration on the hub; other_names: what a folder may call the split instead.
+    Raises TaskError when there is no such file, when it is cut off, or when a row is not an object, naming the row.
     """
     if Path(source).expanduser().is_dir():
-        yield from _read_file(task, _find_file(task, Path(source).expanduser(), split))
+        yield from read_file(task, _find_file(task, Path(source).expanduser(), (split, *other_names)))
     else:
         yield from _read_hub(task, source, split, subset)
 
 
-def _find_file(task: str, folder: Path, split: str) -> Path:
-    stems = [split, f"{task}_{split}", *([task] if split == "test" else [])]  # a benchmark without training is one file
-    names = [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
-    found = [path for path in sorted(folder.iterdir()) if path.name.lower() in names and path.is_file()]
+def _find_file(task: str, folder: Path, splits: Sequence[str]) -> Path:
+    names = file_names(task, splits)
+    found = files_of(task, folder, splits)
     if len(found) == 1:
         return found[0]
     what = f"has {[path.name for path in found]}, and which of them holds" if found else f"has none of {names} for"
-    raise TaskError(f"queries.tasks.{task}.source: {folder} {what} the split {split}. Leave exactly one there.")
+    raise TaskError(f"queries.tasks.{task}.source: {folder} {what} the split {splits[0]}. Leave exactly one there.")
 
 
-def _read_file(task: str, path: Path) -> Iterator[Record]:
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+def file_names(task: str, splits: Sequence[str]) -> list[str]:
+    """What the file of a split may be called, in lower case."""
+    stems = [stem for split in splits for stem in (split, f"{task}_{split}")]
+    stems += [task] if "test" in splits else []  # a benchmark without training is one file
+    return [f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+
+
+def files_of(task: str, folder: Path, splits: Sequence[str]) -> list[Path]:
+    """The files in `folder` that a split's rows may be in, sorted."""
+    names = file_names(task, splits)
+    return [path for path in sorted(folder.iterdir()) if path.name.lower() in names and path.is_file()]
+
+
+def read_file(task: str, path: Path) -> Iterator[Record]:
+    """Stream the rows of one file, by its suffix; CSV values are texts. Raises TaskError as `read_records` does."""
+    if not path.name.lower().endswith(SUFFIXES):
+        raise TaskError(f"{task}: {path} must end in one of {', '.join(SUFFIXES)}.")
+    if path.suffix == ".parquet":
+        rows = _parquet_rows(path)
+    else:
+        rows = _csv_rows(path) if ".csv" in path.suffixes[-2:] else _json_rows(path)
     try:
         for number, fields in enumerate(rows, start=1):
             where = f"{task}: {path}, row {number}"
             if not isinstance(fields, Mapping):
                 raise TaskError(f"{where}: must be a JSON object with named fields, there is {fields!r:.60}.")
             yield Record(where, fields)
-    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as e:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException) as e:
         raise TaskError(f"{task}: {path} cannot be read: {e}. Restore the file.") from e
 
 
@@ -74,12 +94,31 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
 
 def _json_rows(path: Path) -> Iterator[Any]:
     """One value a line; a line that is not JSON is given on as its text, which the caller refuses with the row's number."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+    with _open_text(path) as lines:
         for line in lines:
             try:
                 yield json.loads(line)
             except ValueError:
                 yield line
+
+
+def _csv_rows(path: Path) -> Iterator[Any]:
+    """One value a row, by the names in the first; a row of another width is given on as a list, which the caller refuses."""
+    csv.field_size_limit(MAX_FIELD_CHARS)
+    with _open_text(path) as lines:
+        rows = csv.reader(lines)
+        names = next(rows, [])
+        for row in rows:
+            yield dict(zip(names, row, strict=True)) if len(row) == len(names) else row
+
+
+def _open_text(path: Path) -> TextIO:
+    """utf-8-sig: what Excel saves as UTF-8 begins with a byte order mark. newline: CSV fields may hold line ends."""
+    return (
+        gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8-sig", newline="")
+    )
 
 
 def _read_hub(task: str, source: str, split: str, subset: str) -> Iterator[Record]:

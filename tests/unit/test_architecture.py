@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOUNDATIONS = {
-    f"firewall_ray.{name}" for name in ("schemas", "config", "config_base", "serving_config", "errors", "casting", "artifacts")
+    f"firewall_ray.{name}"
+    for name in ("schemas", "config", "config_base", "queries_config", "serving_config", "errors", "casting", "artifacts")
 }
 LIGHT = (
     "firewall_ray.tasks",

@@ -1,0 +1,30 @@
+"""Which split a question is in, where its source does not say: drawn by a seeded hash of the question.
+
+Pure, so it is the same in every run and process, and a question that is added moves no other. Shares and folds are therefore
+met up to chance: a share s of N questions has a standard deviation of sqrt(s (1 - s) / N).
+"""
+
+from firewall_ray.policy import tie_hash
+from firewall_ray.queries_config import SplitsConfig
+
+
+def draw_split(question: str, splits: SplitsConfig) -> str:
+    """train, validation or test.
+
+    With k folds the questions fall into k equal parts, of which part `fold` is test: over fold = 0 .. k - 1 each question is
+    test exactly once.
+
+    >>> [draw_split("How many?", SplitsConfig(folds=3, fold=fold)) for fold in range(3)]
+    ['train', 'test', 'train']
+    """
+    place = tie_hash(question, splits.seed)  # uniform in [0, 1)
+    if splits.folds is None:
+        is_test = place < splits.test
+        place = (place - splits.test) / (1 - splits.test) if not is_test else place  # uniform again, among the rest
+    else:
+        place *= splits.folds
+        is_test = int(place) == splits.fold
+        place -= int(place)
+    if is_test:
+        return "test"
+    return "validation" if place < splits.validation else "train"
