@@ -94,6 +94,9 @@ class ArtifactStore:
     def report(self) -> "Dataset":
         return self._dataset("report", "report", pa.schema([]), "python jobs/report.py")
 
+    def paper(self) -> "Dataset":
+        return self._dataset("paper", "paper", pa.schema([]), "python jobs/paper.py")
+
     def decisions(self) -> "Dataset":
         """The serving application's decision log. It grows file by file and is never finished, so it has no manifest."""
         return self._dataset("decisions", "decisions", DECISIONS, "python -m serve_app")

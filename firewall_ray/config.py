@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from firewall_ray.config_base import LabelDesign, Name, Positive, ReplicasConfig, Strict
+from firewall_ray.config_base import BackboneConfig, LabelDesign, Name, PairConfig, Positive, ReplicasConfig, Strict
 from firewall_ray.errors import ConfigError
+from firewall_ray.paper_config import PaperConfig
 from firewall_ray.queries_config import QueriesConfig, SandboxConfig
 from firewall_ray.serving_config import ServingConfig
 
@@ -63,11 +64,6 @@ class OpenAIModelConfig(Strict):
 
 
 ModelConfig = Annotated[VllmModelConfig | OpenAIModelConfig, Field(discriminator="engine")]
-
-
-class PairConfig(Strict):
-    weak: Name = Field("weak", description="Key in `models` of the cheap model.")
-    strong: Name = Field("strong", description="Key in `models` of the strong model.")
 
 
 # Stages --------------------------------------------------------------------------------------------------------------
@@ -127,25 +123,6 @@ class GradingConfig(Strict):
     triviaqa: TriviaqaGradingConfig = TriviaqaGradingConfig()
     humaneval: HumanevalGradingConfig = HumanevalGradingConfig()
     batch_size: Positive = Field(256, description="Rows graded in one task call.")
-
-
-class BackboneConfig(Strict):
-    """The router's encoder: a checkpoint, or a small DeBERTa-v2 made from scratch."""
-
-    path: str | None = Field(
-        "microsoft/deberta-v3-large", description="Hub id or folder of any AutoModelForSequenceClassification backbone."
-    )
-    tokenizer: str | None = Field(None, description="Hub id or folder. None: the backbone's own.")
-    hidden_size: Positive = Field(128, description="From scratch only (path: null), like the three below.")
-    num_layers: Positive = 2
-    num_heads: Positive = 4
-    intermediate_size: Positive = 512
-
-    @model_validator(mode="after")
-    def _scratch_needs_a_tokenizer(self) -> "BackboneConfig":
-        if self.path is None and self.tokenizer is None:
-            raise ValueError("path: null makes the encoder from scratch, and then `tokenizer` must name a tokenizer")
-        return self
 
 
 class RouterConfig(Strict):
@@ -213,6 +190,7 @@ class RunConfig(Strict):
     scoring: ScoringConfig = ScoringConfig()
     serving: ServingConfig = ServingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    paper: PaperConfig = PaperConfig()
     ray: RayConfig = RayConfig()
 
     @field_validator("models", mode="before")
@@ -223,11 +201,13 @@ class RunConfig(Strict):
         return {k: {"engine": "vllm", **v} if isinstance(v, Mapping) else v for k, v in value.items()}
 
     @model_validator(mode="after")
-    def _pair_is_defined(self) -> "RunConfig":
-        for role in ("weak", "strong"):
-            key = getattr(self.pair, role)
-            if key not in self.models:
-                raise ValueError(f"pair.{role} is {key!r}, but models has only {sorted(self.models)}")
+    def _pairs_are_defined(self) -> "RunConfig":
+        pairs = {"pair": self.pair} | {f"paper.pairs.{i}": pair for i, pair in enumerate(self.paper.pairs)}
+        for where, pair in pairs.items():
+            for role in ("weak", "strong"):
+                key = getattr(pair, role)
+                if key not in self.models:
+                    raise ValueError(f"{where}.{role} is {key!r}, but models has only {sorted(self.models)}")
         return self
 
 

@@ -80,9 +80,16 @@ def by_apgr(report: Mapping[str, Any], task: str) -> list[str]:
 
 
 def _cost_quality(report: Report, task: str) -> Figure:
-    """Pass rate against strong fraction: every router, the interval of the best, random routing and the oracle."""
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
+    cost_quality(axes, report, task)
+    axes.set_title(f"Cost and quality, {'all tasks' if task == 'all' else task}")
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def cost_quality(axes: Axes, report: Report, task: str) -> None:
+    """Pass rate against strong fraction: every router, the interval of the best, random routing and the oracle."""
     curves = report["curves"][task]
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(report["bins"])}
     ranked = by_apgr(report, task)
@@ -119,11 +126,8 @@ def _cost_quality(report: Report, task: str) -> Figure:
             fontsize=9,
         )
     axes.set(xlim=(0, 1), xlabel="strong fraction (share of queries sent to the strong model)", ylabel="mean pass rate")
-    axes.set_title(f"Cost and quality, {'all tasks' if task == 'all' else task}")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.legend(loc="outside right center")
-    return figure
 
 
 def _bins(report: Report, router: str) -> Figure:
@@ -131,7 +135,7 @@ def _bins(report: Report, router: str) -> Figure:
     figure = Figure(figsize=(9.6, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     rows = report["bins"][router]["rows"]
-    _pass_rate_bars(left, rows)
+    pass_rate_bars(left, rows)
     left.set_title(f"{router}: pass rate and gain by predicted p_weak")
     label = report["bins"][router]["label"]
     low, high = rows[0]["low"], rows[-1]["high"]
@@ -146,7 +150,8 @@ def _bins(report: Report, router: str) -> Figure:
     return figure
 
 
-def _pass_rate_bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def pass_rate_bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Mean pass rates of both models and the gain in bins of p_weak; rows as `bins.binned` gives them."""
     centres = np.array([(row["low"] + row["high"]) / 2 for row in rows])
     width = rows[0]["high"] - rows[0]["low"]
     for offset, column, colour, name in (

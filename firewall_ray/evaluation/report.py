@@ -113,7 +113,7 @@ def build_report(config: RunConfig, queries: LabelledQueries, routers: list[Rout
             config.evaluation.num_bins,
         )
         report["bins"][router.name] = {"label": label, "rows": rows}
-    strict: Report = _without_nan(report)
+    strict: Report = without_nan(report)
     return strict
 
 
@@ -207,12 +207,12 @@ def _thresholds(queries: LabelledQueries, router: RouterScores, covered: NDArray
     return {"calibrated_on": "validation" if held_out else "test", "num_calibration": table.num_scores, "rows": found}
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The same JSON value with None for NaN and the infinities, which strict JSON lacks."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value

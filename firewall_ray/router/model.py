@@ -1,4 +1,7 @@
-"""The router's network and tokenizer: a DeBERTa-v2 made from scratch, or any sequence-classification checkpoint.
+"""The router's network and tokenizer: a DeBERTa-v2 or Llama made from scratch, or any sequence-classification checkpoint.
+
+A causal LM gets the same head as an encoder. It reads the last token that is not padding, the only one that has seen the
+whole prompt; so prompts are padded on the right and the network's config knows the pad token.
 
 Runs on training workers and, for the checks alone, in the driver. One logit; sigmoid(logit) estimates the label (Eq. 2).
 """
@@ -10,6 +13,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DebertaV2Config,
+    LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -90,11 +94,25 @@ def build_model(router: RouterConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
 
 
 def _scratch_config(router: RouterConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """DeBERTa-v3's choices in small: relative positions only, shared projections, normalised relative embeddings."""
+    """A small network: a plain Llama, or DeBERTa with v3's choices (relative positions only, shared projections, normalised
+    relative embeddings)."""
     backbone = router.backbone
     if backbone.hidden_size % backbone.num_heads:
         raise ConfigError(
             f"router.backbone.hidden_size {backbone.hidden_size} must be a multiple of num_heads {backbone.num_heads}."
+        )
+    if backbone.architecture == "llama":
+        return LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=backbone.hidden_size,
+            num_hidden_layers=backbone.num_layers,
+            num_attention_heads=backbone.num_heads,
+            intermediate_size=backbone.intermediate_size,
+            max_position_embeddings=router.max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            num_labels=1,
         )
     return DebertaV2Config(
         vocab_size=len(tokenizer),

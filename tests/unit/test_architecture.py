@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOUNDATIONS = {
     f"firewall_ray.{name}"
-    for name in ("schemas", "config", "config_base", "queries_config", "serving_config", "errors", "casting", "artifacts")
+    for name in (
+        *("config", "config_base", "queries_config", "serving_config", "paper_config"),
+        *("schemas", "errors", "casting", "artifacts"),
+    )
 }
 LIGHT = (
     "firewall_ray.tasks",
