@@ -1,0 +1,40 @@
+"""The tables, figures and claims as one self-contained page: inline CSS and SVG, light and dark, nothing from outside."""
+
+from collections.abc import Mapping, Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from firewall_ray.config import RunConfig
+from firewall_ray.paper.claims import Claim
+from firewall_ray.paper.figures import PaperFigure
+from firewall_ray.paper.table import Cell, Table
+from firewall_ray.paper.variants import pair_name
+
+
+def render(
+    tables: Sequence[Table], figures: Sequence[PaperFigure], vectors: Mapping[int, str], claims: Sequence[Claim], config: RunConfig
+) -> str:
+    """The page. vectors: SVG elements by figure number. Names are escaped."""
+    environment = Environment(
+        loader=PackageLoader("firewall_ray.paper", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("paper.html.j2").render(
+        tables=tables,
+        figures=figures,
+        vectors={number: Markup(svg) for number, svg in vectors.items()},
+        claims=[(claim, claim_cell(claim)) for claim in claims],
+        pair=pair_name(config.pair),
+        num_samples=config.sampling.num_samples,
+        confidence=f"{config.evaluation.confidence:.0%}",
+    )
+
+
+def claim_cell(claim: Claim) -> Cell:
+    """The difference with its interval, in percentage points; NaN as nothing."""
+    value, low, high = (None if number != number else number for number in (claim.value, claim.low, claim.high))
+    return Cell(value, low, high, signed=True)

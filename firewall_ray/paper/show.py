@@ -1,0 +1,62 @@
+"""The plan and the claims in the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from firewall_ray.paper.plan import Plan
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """The rows, then how each came about, then memory and assumptions."""
+    table = Table(title=Text("What the run costs"), title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("stage", "queries", "generations", "tokens", "device", "device hours", "wall hours"):
+        table.add_column(column, justify="left" if column in ("stage", "device") else "right", overflow="fold")
+    for row in plan.rows:
+        counts = [_count(number) for number in (row.queries, row.generations, row.tokens)]
+        table.add_row(Text(row.stage), *counts, row.device, _hours(row.device_hours), _hours(row.wall_hours))
+    table.add_section()
+    for device in ("gpu", "cpu"):
+        table.add_row("in all", "", "", "", device, _hours(plan.device_hours(device)), "")
+    console.print(table)
+    for title, lines in (
+        ("Arithmetic", [f"{row.stage}: {row.arithmetic}" for row in plan.rows]),
+        ("Memory", plan.memory),
+        ("Assumptions", plan.assumptions),
+    ):
+        if lines:
+            console.print(Text(title, style="bold"))
+            for line in lines:
+                console.print(Text(f"- {line}"), soft_wrap=True)
+
+
+def print_claims(claims: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Each claim in APGR: difference, interval, and whether it holds."""
+    table = Table(title=Text("Difference in APGR, points (paired)"), title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("router", "against", "difference", "interval", "beyond chance"):
+        table.add_column(column, justify="right" if column in ("difference", "interval") else "left")
+    for claim in claims:
+        if claim["metric"] == "apgr":
+            value, low, high = (_points(claim[key]) for key in ("value", "low", "high"))
+            table.add_row(Text(claim["router"]), Text(claim["against"]), value, Text(f"[{low}, {high}]"), _yes(claim["holds"]))
+    console.print(table)
+
+
+def _count(number: float | None) -> str:
+    return "" if number is None else f"{number:,.0f}"
+
+
+def _hours(hours: float | None) -> str:
+    return "?" if hours is None else f"{hours:,.2f}"
+
+
+def _points(rate: float | None) -> str:
+    return "–" if rate is None else f"{100 * rate:+.1f}"
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"

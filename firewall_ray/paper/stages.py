@@ -1,0 +1,61 @@
+"""What the tables need, in order: the pipeline's own stages, and the same stages for other pairs and other backbones.
+
+Runs in the driver. Every stage skips what is finished, so a run that was cut off, or a config that grew, goes on.
+"""
+
+from collections.abc import Callable
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import RunConfig
+from firewall_ray.grading import run_grading
+from firewall_ray.job import StageResult
+from firewall_ray.labeling import run_labeling
+from firewall_ray.paper.variants import BackboneStore, PairStore, backbone_config, other_models
+from firewall_ray.queries import run_prepare_queries
+from firewall_ray.router.train import run_training
+from firewall_ray.sampling import run_sampling
+from firewall_ray.scoring import run_scoring
+
+Stage = Callable[[RunConfig, ArtifactStore], list[StageResult]]
+
+
+def prepare_queries(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
+    return [run_prepare_queries(config, store)]
+
+
+def sample(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
+    """The pair side by side, then the other models one by one: together they might not fit on the GPUs."""
+    results = run_sampling(config, store)
+    for key in other_models(config):
+        results += run_sampling(config, store, models=[key])
+    return results
+
+
+def grade(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
+    return run_grading(config, store, models=[config.pair.weak, config.pair.strong, *other_models(config)])
+
+
+def label(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
+    """The pair, and Table 2's pairs. They share grades, so the strong model is sampled once."""
+    of_others = [(config.model_copy(update={"pair": pair}), PairStore(store.root, pair)) for pair in config.paper.pairs]
+    return [run_labeling(config, store), *(run_labeling(*other) for other in of_others)]
+
+
+def train_router(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
+    return [run_training(config, store)]
+
+
+def score(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
+    return [run_scoring(config, store)]
+
+
+def backbones(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
+    """Table 4: train and score the routers of every other backbone."""
+    results = []
+    for name in config.paper.backbones:
+        changed, place = backbone_config(config, name), BackboneStore(store.root, name)
+        results += [{**run(changed, place), "backbone": name} for run in (run_training, run_scoring)]
+    return results
+
+
+STAGES: tuple[Stage, ...] = (prepare_queries, sample, grade, label, train_router, score, backbones)

@@ -1,0 +1,123 @@
+"""A table of the paper: cells of numbers with intervals, and how it reads as Markdown, CSV and LaTeX.
+
+Rates are shown in percent, as the paper prints them; CSV keeps them as rates in [0, 1], one column each for value and bounds.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A rate with its interval; None where it is undefined, or the paper gives none. signed: a difference."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    signed: bool = False
+
+    @classmethod
+    def of(cls, metric: Mapping[str, Any] | None, *, signed: bool = False) -> "Cell":
+        """From a metric of report.json: `{"value", "low", "high"}`; None is an empty cell."""
+        return cls(None) if metric is None else cls(metric["value"], metric["low"], metric["high"], signed)
+
+    def number(self) -> str:
+        """The value in percent.
+
+        >>> Cell(0.55, 0.5, 0.6).number(), Cell(0.0342, signed=True).number(), Cell(None).number()
+        ('55.0', '+3.4', '')
+        """
+        return _percent(self.value, self.signed)
+
+    def interval(self) -> str:
+        """The bounds in percent, or nothing.
+
+        >>> Cell(0.55, 0.5, 0.6).interval()
+        '[50.0, 60.0]'
+        """
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{_percent(self.low, self.signed)}, {_percent(self.high, self.signed)}]"
+
+
+Row = tuple[tuple[str, ...], tuple[Cell, ...]]  # what the row is of; its numbers
+
+
+@dataclass(frozen=True)
+class Table:
+    """keys: names of the text columns on the left. columns: names of the numbers. notes: what a reader must know below it."""
+
+    name: str
+    title: str
+    keys: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+def markdown(table: Table) -> str:
+    """A GitHub table under its title, its notes below."""
+    header = [*table.keys, *table.columns]
+    lines = [f"## {table.title}", "", _pipes(header), _pipes(["---"] * len(table.keys) + ["---:"] * len(table.columns))]
+    for texts, cells in table.rows:
+        escaped = [text.replace("|", "\\|") for text in texts]
+        lines.append(_pipes([*escaped, *(f"{cell.number()} {cell.interval()}".strip() for cell in cells)]))
+    return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
+
+
+def comma_separated(table: Table) -> str:
+    """One row a row; for every number `<column>`, `<column> low` and `<column> high`, as rates, empty where undefined."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*table.keys, *(f"{column}{end}" for column in table.columns for end in ("", " low", " high"))])
+    for texts, cells in table.rows:
+        numbers = [number for cell in cells for number in (cell.value, cell.low, cell.high)]
+        writer.writerow([*texts, *("" if number is None else repr(number) for number in numbers)])
+    return buffer.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A `table*` with booktabs rules (\\usepackage{booktabs}); a rule where the first column changes."""
+    lines = [
+        r"\begin{table*}",
+        r"\centering\scriptsize",
+        rf"\begin{{tabular}}{{{'l' * len(table.keys)}{'r' * len(table.columns)}}}",
+        r"\toprule",
+        _ampersands([*map(_tex, table.keys), *map(_tex, table.columns)]),
+    ]
+    group = None
+    for texts, cells in table.rows:
+        if texts[0] != group:
+            lines.append(r"\midrule")
+            group = texts[0]
+        numbers = [rf"{cell.number()} {{\tiny {cell.interval()}}}" if cell.interval() else cell.number() for cell in cells]
+        lines.append(_ampersands([*map(_tex, texts), *numbers]))
+    caption = " ".join([f"{table.title}.", *table.notes])
+    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{_tex(caption)}}}", rf"\label{{tab:{table.name}}}", r"\end{table*}"]
+    return "\n".join([*lines, ""])
+
+
+def _percent(rate: float | None, signed: bool) -> str:
+    return "" if rate is None else f"{100 * rate:{'+' if signed else ''}.1f}"
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ampersands(cells: Sequence[str]) -> str:
+    return f"{' & '.join(cells)} \\\\"
+
+
+def _tex(text: str) -> str:
+    r"""Text with LaTeX's special characters escaped.
+
+    >>> _tex("soft_block & 50%")
+    'soft\\_block \\& 50\\%'
+    """
+    text = text.replace("\\", r"\textbackslash ")
+    return re.sub(r"([&%$#_{}])", r"\\\1", text).replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")

@@ -1,0 +1,130 @@
+"""Tables 1 to 4 from reports: which rows and columns each has. See docs/reproduction.md for what is known of the paper's own.
+
+A report is what `evaluation/report.py` builds, the content of report.json, so every number comes with its interval.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from firewall_ray.config import BackboneConfig, PaperConfig
+from firewall_ray.paper import published
+from firewall_ray.paper.table import Cell, Row, Table
+from firewall_ray.schemas import LABEL_DESIGNS
+
+Report = dict[str, Any]
+
+COLUMNS = {
+    "PR@20%": "pass_rate_20",
+    "PR@50%": "pass_rate_50",
+    "PR@80%": "pass_rate_80",
+    "CPT(20%)": "cpt_20",
+    "CPT(50%)": "cpt_50",
+    "CPT(80%)": "cpt_80",
+    "APGR": "apgr",
+}
+ALL = "all"
+LINEAR = "random (linear interpolation)"
+MEANING = (
+    "In percent, test split. PR@x: mean pass rate with x of the queries sent to the strong model. CPT(x): smallest share of strong "
+    "calls that recovers x of the gap between the models; empty where no share does. APGR: trapezoid over 11 points, random 50."
+)
+INTERVALS = (
+    "In brackets: {confidence:.0%} bootstrap intervals over queries ({num_bootstrap:,} resamples). Differences are paired: router "
+    "minus {reference}, on the same resamples."
+)
+
+
+def table_1(report: Report, config: PaperConfig, *, with_published: bool) -> Table:
+    """Ours against the baselines, task by task: every router found under scores/ but the other label designs."""
+    rows: list[Row] = []
+    for task in tasks_of(report):
+        named = {name: name for name in [*baselines_of(report), *ours(report, config)] if task in report["routers"][name]}
+        rows += [*_models(report, task), *_rows(report, task, {LINEAR: "random", **named, "oracle": "oracle"}, (task,))]
+        if with_published and task in published.APGR:
+            cells = tuple(Cell(published.APGR[task] if metric == "apgr" else None) for metric in COLUMNS.values())
+            rows.append(((task, published.NAME), (*cells, Cell(None))))
+    return _table("table_1", "Table 1: routers and baselines, by task", ("task", "router"), rows, report)
+
+
+def table_2(reports: Mapping[str, Report], config: PaperConfig, *, trained_on: str) -> Table:
+    """Other pairs, with routers that were trained on the run's own. reports: by the pair's name."""
+    rows: list[Row] = []
+    for pair, report in reports.items():
+        for task in tasks_of(report):
+            named = {name: name for name in [*baselines_of(report), *ours(report, config)] if task in report["routers"][name]}
+            rows += _rows(report, task, {LINEAR: "random", **named, "oracle": "oracle"}, (pair, task))
+    note = f"All routers were trained on the pair {trained_on}, and those that need no training read its weak model."
+    first = next(iter(reports.values()))
+    return _table("table_2", "Table 2: other model pairs, no retraining", ("pair", "task", "router"), rows, first, note)
+
+
+def table_3(report: Report) -> Table:
+    """The label designs of Eq. 1 to 7, one router each."""
+    rows: list[Row] = []
+    for task in tasks_of(report):
+        designs = [design for design in LABEL_DESIGNS if task in report["routers"].get(design, {})]
+        rows += _rows(report, task, {design: design for design in designs}, (task,))
+    return _table("table_3", "Table 3: label designs", ("task", "label"), rows, report)
+
+
+def table_4(reports: Mapping[str, Report]) -> Table:
+    """Backbones. reports: by label design; the routers in each are named after their backbones, the run's own is reference."""
+    rows: list[Row] = []
+    for design, report in reports.items():
+        for task in tasks_of(report):
+            names = [name for name in report["bins"] if task in report["routers"][name]]
+            rows += _rows(report, task, {name: name for name in names}, (design, task))
+    first = next(iter(reports.values()))
+    return _table("table_4", "Table 4: backbones", ("label", "task", "backbone"), rows, first)
+
+
+# What is in a report -------------------------------------------------------------------------------------------------
+
+
+def tasks_of(report: Report) -> list[str]:
+    """The tasks, and `all` where there are several."""
+    tasks = list(report["settings"]["tasks"])
+    return tasks if len(tasks) == 1 else [*tasks, ALL]
+
+
+def ours(report: Report, config: PaperConfig) -> list[str]:
+    return [name for name in config.routers if name in report["bins"]]
+
+
+def baselines_of(report: Report) -> list[str]:
+    """Routers that no label design of ours made."""
+    return sorted(name for name in report["bins"] if name not in LABEL_DESIGNS)
+
+
+def backbone_name(backbone: BackboneConfig) -> str:
+    """What the tables call the run's own backbone.
+
+    >>> backbone_name(BackboneConfig()), backbone_name(BackboneConfig(path=None, tokenizer="x"))
+    ('deberta-v3-large', 'deberta (from scratch)')
+    """
+    return f"{backbone.architecture} (from scratch)" if backbone.path is None else backbone.path.rstrip("/").rpartition("/")[2]
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+
+def _rows(report: Report, task: str, routers: Mapping[str, str], keys: tuple[str, ...]) -> Iterator[Row]:
+    """One row a router. routers: shown name -> name in the report."""
+    for shown, name in routers.items():
+        metrics = report["routers"][name][task]
+        cells = tuple(Cell.of(metrics[metric]) for metric in COLUMNS.values())
+        difference = report["comparisons"]["differences"].get(name, {}).get(task)
+        yield (*keys, shown), (*cells, Cell.of(difference and difference["apgr"], signed=True))
+
+
+def _models(report: Report, task: str) -> Iterator[Row]:
+    """The two models alone: the same pass rate at every strong fraction, and nothing to recover."""
+    for role in ("weak", "strong"):
+        found = report["models"][report["pair"][role]][task]
+        rate, none = Cell(found["pass_rate"], found["low"], found["high"]), Cell(None)
+        yield (task, f"always {report['pair'][role]}"), (rate, rate, rate, none, none, none, none, none)
+
+
+def _table(name: str, title: str, keys: tuple[str, ...], rows: Iterable[Row], report: Report, *notes: str) -> Table:
+    facts = {**report["settings"], "reference": report["comparisons"]["reference"]}
+    return Table(name, title, keys, (*COLUMNS, "difference in APGR"), tuple(rows), (MEANING, INTERVALS.format(**facts), *notes))

@@ -1,0 +1,58 @@
+"""Config and ROOT as another pair, or another backbone, sees them: the same queries and grades, labels or routers of its own.
+
+Runs in the driver and, with the routers, on workers. Stages take a store and so need not know of any of this.
+"""
+
+from firewall_ray.artifacts import ArtifactStore, Dataset
+from firewall_ray.config import PairConfig, RunConfig
+from firewall_ray.schemas import LABELS, SCORES
+
+
+class PairStore(ArtifactStore):
+    """The labels of another pair, in `pairs/<weak>-<strong>/labels/`.
+
+    >>> PairStore("/tmp/run", PairConfig(weak="weak", strong="middle")).labels().path
+    '/tmp/run/pairs/weak-middle/labels'
+    """
+
+    def __init__(self, root: str, pair: PairConfig) -> None:
+        super().__init__(root)
+        self.name = pair_name(pair)
+
+    def labels(self) -> Dataset:
+        return self._dataset("labels", f"pairs/{self.name}/labels", LABELS, "python jobs/paper.py")
+
+
+class BackboneStore(ArtifactStore):
+    """Routers of another backbone, and their scores, in `backbones/<name>/routers/` and `backbones/<name>/scores/`.
+
+    >>> BackboneStore("/tmp/run", "llama").scores("soft_block").path
+    '/tmp/run/backbones/llama/scores/soft_block'
+    """
+
+    def __init__(self, root: str, name: str) -> None:
+        super().__init__(root)
+        self.name = name
+
+    def router(self, name: str) -> Dataset:
+        router = super().router(name)
+        return self._dataset("routers", f"backbones/{self.name}/routers/{name}", router.schema, "python jobs/paper.py")
+
+    def scores(self, router: str) -> Dataset:
+        return self._dataset("scores", f"backbones/{self.name}/scores/{router}", SCORES, "python jobs/paper.py")
+
+
+def pair_name(pair: PairConfig) -> str:
+    return f"{pair.weak}-{pair.strong}"
+
+
+def other_models(config: RunConfig) -> list[str]:
+    """Models of Table 2's pairs that are not in the pair itself, in the config's order."""
+    wanted = {key for pair in config.paper.pairs for key in (pair.weak, pair.strong)}
+    return [key for key in config.models if key in wanted - {config.pair.weak, config.pair.strong}]
+
+
+def backbone_config(config: RunConfig, name: str) -> RunConfig:
+    """The run's config with another backbone under its routers."""
+    changes = {**config.paper.backbones[name].changes(), "designs": config.paper.backbone_designs}
+    return config.model_copy(update={"router": config.router.model_copy(update=changes)})

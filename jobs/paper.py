@@ -1,0 +1,52 @@
+"""The paper's tables 1 to 4 and figures 3 to 18, in one command; --plan says first what they will cost."""
+
+from typing import Annotated
+
+import typer
+
+from firewall_ray.job import ConfigOption, RootOption, SetOption, console, job
+from firewall_ray.paper.artifact import load_claims, run_paper
+from firewall_ray.paper.plan import make_plan
+from firewall_ray.paper.show import print_claims, print_plan
+from firewall_ray.paper.stages import STAGES
+
+PlanOption = Annotated[
+    bool, typer.Option("--plan", help="Only print queries, generations, tokens and GPU-hours of every stage. Runs nothing.")
+]
+TablesOption = Annotated[bool, typer.Option("--tables-only", help="Only tables and figures, from what is there. Needs no Ray.")]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Make tables and figures again although they are there. Other stages: their own jobs."),
+]
+
+
+def main(
+    config: ConfigOption,
+    root: RootOption = None,
+    set_: SetOption = None,
+    plan: PlanOption = False,
+    tables_only: TablesOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Run what the tables need (sampling to scoring, other pairs, baselines, other backbones), then write ROOT/paper.
+
+    Finished stages are skipped, killed ones go on where they stopped. ROOT/paper has the tables as Markdown, CSV and LaTeX,
+    the figures as PNG, and paper.html with all of it.
+    """
+    with job("paper", config, root, set_, needs_ray=not (plan or tables_only)) as context:
+        if plan:
+            made = make_plan(context.config, context.store)
+            print_plan(made, console)
+            context.report(made.summary())
+            return
+        for number, stage in enumerate(() if tables_only else STAGES, start=1):
+            console.rule(f"[bold]{number}/{len(STAGES)} {stage.__name__}", align="left")
+            for result in stage(context.config, context.store):
+                context.report(result)
+        context.report(run_paper(context.config, context.store, force=force))
+        print_claims(load_claims(context.store.paper()), console)
+        console.print(f"\nTables and figures: {context.store.paper().path}/paper.html", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)
