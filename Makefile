@@ -4,6 +4,7 @@
 #   make serve         its router and models behind an OpenAI-compatible endpoint on this machine, after make quickstart
 #   make test          all tests            make test-quick   those without Ray, vLLM and DeepSpeed
 #   make lint          ruff and mypy        make bench        the benchmarks, each against its bound
+#   make bench-serving the endpoint against ray.serve.llm's own, and what runs the router, after make quickstart
 #   make models        train the quickstart's language models again, from scratch
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,7 +13,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 TORCH := $(shell grep '^torch==' requirements/cpu.txt)
 CONFIG ?= jobs/configs/quickstart.yaml
 
-.PHONY: quickstart serve test test-quick lint format bench models clean
+.PHONY: quickstart serve test test-quick lint format bench bench-serving models clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run
@@ -43,6 +44,10 @@ bench: quickstart
 	$(BIN)/python benchmarks/router_training.py --config $(CONFIG)
 	$(BIN)/python benchmarks/router_scoring.py --router runs/quickstart/routers/soft_block
 	$(BIN)/python benchmarks/budget_control.py --root runs/quickstart
+
+bench-serving: quickstart .venv/dev
+	$(BIN)/python benchmarks/serving.py --config $(CONFIG)
+	$(BIN)/python benchmarks/router_runtime.py --router runs/quickstart/routers/soft_block
 
 models: .venv/run
 	$(BIN)/python quickstart/train_models.py

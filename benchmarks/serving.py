@@ -15,11 +15,13 @@ import statistics
 import urllib.request
 from collections import defaultdict
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
+from cpu_time import cpu_seconds
 from http_load import Load, Measured, ceiling, load_process, run_load
 from rich.console import Console
 from rich.table import Table
@@ -27,12 +29,20 @@ from rich.table import Table
 from firewall_ray.artifacts import ArtifactStore, versions
 from firewall_ray.config import RunConfig, VllmModelConfig, load_config
 from firewall_ray.job import connected
+from serve_app import serve_settings
 
 MAX_TOKENS = 8
 NUM_QUESTIONS = 200
-WARM_UP_S = 5.0
+WARM_UP_S = 3.0
 NUM_CPUS = 16  # logical, so that two applications find room on a small machine
 FIREWALL, PLAIN = "firewall", "plain"
+
+
+class Sample(NamedTuple):
+    """A cell in a round. cpu_ms: CPU time a request, by process."""
+
+    measured: Measured
+    cpu_ms: dict[str, float]
 
 
 class Cell(NamedTuple):
@@ -92,9 +102,10 @@ def load_of(cell: Cell, url: str, questions: list[str], weak: str, duration_s: f
     )
 
 
-def compare(rounds: dict[Cell, list[Measured]], concurrency: int, streams: bool) -> dict[str, float]:
+def compare(samples: dict[Cell, list[Sample]], concurrency: int, streams: bool) -> dict[str, float]:
     """Firewall against plain in the same round; the median over rounds."""
-    pairs = zip(rounds[Cell(FIREWALL, concurrency, streams)], rounds[Cell(PLAIN, concurrency, streams)], strict=True)
+    cells = (Cell(endpoint, concurrency, streams) for endpoint in (FIREWALL, PLAIN))
+    pairs = zip(*([sample.measured for sample in samples[cell]] for cell in cells), strict=True)
     each = [
         (
             float(np.median(ours.latencies_ms) - np.median(theirs.latencies_ms)),
@@ -107,8 +118,11 @@ def compare(rounds: dict[Cell, list[Measured]], concurrency: int, streams: bool)
     return {"p50_more_ms": round(more_ms, 2), "first_byte_p50_more_ms": round(first_ms, 2), "requests_per_s_ratio": round(ratio, 3)}
 
 
-def row(cell: Cell, rounds: list[Measured]) -> dict[str, Any]:
+def row(cell: Cell, samples: list[Sample]) -> dict[str, Any]:
     """All rounds of a cell together."""
+    rounds = [sample.measured for sample in samples]
+    processes = sorted({name for sample in samples for name in sample.cpu_ms})
+    cpu_ms = {name: round(statistics.median(sample.cpu_ms.get(name, 0.0) for sample in samples), 2) for name in processes}
     latencies = np.concatenate([measured.latencies_ms for measured in rounds])
     p50, p90, p99 = np.percentile(latencies, [50, 90, 99])
     return {
@@ -120,16 +134,20 @@ def row(cell: Cell, rounds: list[Measured]) -> dict[str, Any]:
         "p99_ms": round(float(p99), 2),
         "first_byte_p50_ms": round(float(np.median(np.concatenate([measured.first_byte_ms for measured in rounds]))), 2),
         "requests_per_s": round(statistics.median(measured.requests_per_s for measured in rounds), 1),
+        "cpu_ms": round(sum(cpu_ms.values()), 2),
+        "cpu_ms_by_process": {name: ms for name, ms in cpu_ms.items() if ms >= 0.05},
     }
 
 
 def show(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
     console = Console(width=132)
-    table = Table("endpoint", "clients", "answers", "requests", "failed", "p50 ms", "p90", "p99", "first byte p50", "requests/s")
+    table = Table(
+        "endpoint", "clients", "answers", "requests", "failed", "p50 ms", "p90", "p99", "first byte", "requests/s", "CPU ms"
+    )
     for each in rows:
         values = [each[name] for name in ("num_requests", "num_failures", "p50_ms", "p90_ms", "p99_ms", "first_byte_p50_ms")]
         kind = "streamed" if each["streams"] else "whole"
-        table.add_row(each["endpoint"], *map(str, [each["concurrency"], kind, *values, each["requests_per_s"]]))
+        table.add_row(each["endpoint"], *map(str, [each["concurrency"], kind, *values, each["requests_per_s"], each["cpu_ms"]]))
     console.print(table)
     for each in comparisons:
         kind = "streamed" if each["streams"] else "whole"
@@ -139,18 +157,20 @@ def show(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
         )
 
 
-def measure(
-    executor: Executor, cells: list[Cell], url: str, questions: list[str], weak: str, num_rounds: int, seconds: float
-) -> Any:
+def measure(executor: Executor, loads: dict[Cell, Load], num_rounds: int) -> dict[Cell, list[Sample]]:
     """Every cell in every round, after a warm-up of each."""
-    for cell in cells:
-        executor.submit(run_load, load_of(cell, url, questions, weak, WARM_UP_S)).result()
-    rounds: dict[Cell, list[Measured]] = defaultdict(list)
+    for load in loads.values():
+        executor.submit(run_load, replace(load, duration_s=WARM_UP_S)).result()
+    samples: dict[Cell, list[Sample]] = defaultdict(list)
     for i in range(num_rounds):
-        for cell in cells if i % 2 == 0 else reversed(cells):
-            rounds[cell].append(executor.submit(run_load, load_of(cell, url, questions, weak, seconds)).result())
+        for cell in loads if i % 2 == 0 else reversed(loads):
+            before = cpu_seconds()
+            measured = executor.submit(run_load, loads[cell]).result()
+            num_requests = max(1, len(measured.latencies_ms) + measured.num_failures)
+            used = {name: 1e3 * (seconds - before.get(name, 0.0)) / num_requests for name, seconds in cpu_seconds().items()}
+            samples[cell].append(Sample(measured, used))
         print(f"round {i + 1} of {num_rounds} done", flush=True)
-    return rounds
+    return samples
 
 
 def main(
@@ -159,9 +179,12 @@ def main(
     concurrency: Annotated[list[int], typer.Option(help="Clients. Repeatable.")] = [1, 4, 16],  # noqa: B006
     seconds: Annotated[float, typer.Option(min=0.5, help="Of a cell in a round.")] = 6.0,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
+    settings: Annotated[bool, typer.Option(help="The Serve settings of `make serve`, for both endpoints; else Ray's own.")] = True,
     out: Annotated[Path | None, typer.Option(help="JSON with every figure.")] = None,
 ) -> None:
     """Print p50, p90, p99, first byte, requests/s and failures of both endpoints, and how the firewall's compare."""
+    if settings:
+        serve_settings.apply()
     run_config = load_config(config, [f"ray.num_cpus={NUM_CPUS}"], root)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -178,11 +201,12 @@ def main(
             for streams in (False, True)
             for endpoint in (FIREWALL, PLAIN)
         ]
-        measured = measure(executor, cells, url, questions, run_config.pair.weak, rounds, seconds)
+        loads = {cell: load_of(cell, url, questions, run_config.pair.weak, seconds) for cell in cells}
+        samples = measure(executor, loads, rounds)
         most = executor.submit(ceiling, max(concurrency), bodies(questions, FIREWALL, streams=False)[0], bytes(500)).result()
-    rows = [row(cell, measured[cell]) for cell in cells]
+    rows = [row(cell, samples[cell]) for cell in cells]
     comparisons = [
-        {"concurrency": clients, "streams": streams, **compare(measured, clients, streams)}
+        {"concurrency": clients, "streams": streams, **compare(samples, clients, streams)}
         for clients in concurrency
         for streams in (False, True)
     ]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from firewall_ray.job import ConfigOption, RootOption, SetOption, console, job
+from serve_app import serve_settings
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to bind. 0.0.0.0 opens it to the network: see serving.api_keys.")]
 PortOption = Annotated[int, typer.Option("--port", min=1, max=65_535)]
@@ -19,6 +20,7 @@ def main(
     config: ConfigOption, root: RootOption = None, set_: SetOption = None, host: HostOption = "127.0.0.1", port: PortOption = 8000
 ) -> None:
     """Serve the router and its pair of models until Ctrl-C. Starting two engines takes minutes on a small machine."""
+    serve_settings.apply()
     with job("serve", config, root, set_, needs_ray=True) as context:
         logger.info("serve: starting router, weak and strong model ...")
         from ray import serve  # Seconds to import: --help and a wrong config answer at once.
