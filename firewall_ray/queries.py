@@ -48,7 +48,7 @@ def run_prepare_queries(config: RunConfig, store: ArtifactStore, *, limit: int |
         raise TaskError(f"There are no queries: the tasks {sorted(tasks)} have none. Raise one of {options}.")
     queries.begin(settings)
     with queries.writer() as writer:
-        rows = _first(_load(tasks, known), kept)
+        rows = keep_first(_load(tasks, known), kept)
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
             writer.write_batch(pa.RecordBatch.from_arrays([pa.array(c) for c in zip(*batch, strict=True)], schema=QUERIES))
     counts = {"queries": kept.total(), **{f"{task}/{split}": number for (task, split), number in kept.items()}}
@@ -136,7 +136,7 @@ def _count(queries: Iterator[Query]) -> Counter[Group]:
     return counts
 
 
-def _first(queries: Iterator[Query], kept: Mapping[Group, int]) -> Iterator[Query]:
+def keep_first(queries: Iterator[Query], kept: Mapping[Group, int]) -> Iterator[Query]:
     """The first `kept` queries of every group."""
     seen: Counter[Group] = Counter()
     for query in queries:

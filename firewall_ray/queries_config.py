@@ -124,6 +124,9 @@ class TasksConfig(Strict):
     """The benchmarks of the run. A task that is not named is off."""
 
     tiny_world: TinyWorldOptions | None = None
+    tiny_facts: TinyWorldOptions | None = Field(None, description="tiny_world's parts; see firewall_ray/tasks/tiny_parts.py.")
+    tiny_sums: TinyWorldOptions | None = None
+    tiny_letters: TinyWorldOptions | None = None
     gsm8k: Gsm8kOptions | None = None
     triviaqa: TriviaqaOptions | None = None
     humaneval: HumanevalOptions | None = None

@@ -9,12 +9,15 @@ from firewall_ray.tasks.base import Query, Task
 from firewall_ray.tasks.custom import CustomTask
 from firewall_ray.tasks.gsm8k import Gsm8k
 from firewall_ray.tasks.humaneval import HumanEval
+from firewall_ray.tasks.tiny_parts import PARTS, TinyPart
 from firewall_ray.tasks.tiny_world import TinyWorld
 from firewall_ray.tasks.triviaqa import TriviaQa
 
 __all__ = ["TASKS", "Query", "Task", "get_task", "known_tasks"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (TinyWorld(), TriviaQa(), Gsm8k(), HumanEval())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (TinyWorld(), *map(TinyPart, PARTS), TriviaQa(), Gsm8k(), HumanEval())
+}
 
 
 def known_tasks(custom: Mapping[str, CustomTaskOptions]) -> dict[str, Task]:

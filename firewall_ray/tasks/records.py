@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from firewall_ray.errors import TaskError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+PARQUET_ROWS = 1_024  # in memory at once; a row may hold a long response
 MAX_FIELD_CHARS = 2**31 - 1  # of CSV; Python's own limit of 131,072 is below what a model can write
 
 
@@ -88,7 +89,7 @@ def read_file(task: str, path: Path) -> Iterator[Record]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Any]:
-    for batch in pq.ParquetFile(path).iter_batches():
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=PARQUET_ROWS):
         yield from batch.to_pylist()
 
 

@@ -1,0 +1,23 @@
+"""A file of outcomes -> queries/ and grades/: python jobs/import_outcomes.py --config FILE"""
+
+import typer
+
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.outcomes import run_import
+
+
+def main(
+    config: ConfigOption, root: RootOption = None, set_: SetOption = None, limit: LimitOption = None, force: ForceOption = False
+) -> None:
+    """Read the answers, graded already, of the config's queries.outcomes. Then go on with label, train_router, score, report.
+
+    Needs no Ray and no model. The file has a row for each answer: query, model, correct, and what else queries.outcomes.columns
+    names.
+    """
+    with job("import_outcomes", config, root, set_, needs_ray=False) as context:
+        for result in run_import(context.config, context.store, limit=limit, force=force):
+            context.report(result)
+
+
+if __name__ == "__main__":
+    typer.run(main)
