@@ -15,9 +15,7 @@ from firewall_ray.tasks.triviaqa import TriviaQa
 
 __all__ = ["TASKS", "Query", "Task", "get_task", "known_tasks"]
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (TinyWorld(), *map(TinyPart, PARTS), TriviaQa(), Gsm8k(), HumanEval())
-}
+TASKS: dict[str, Task] = {task.name: task for task in (TinyWorld(), *map(TinyPart, PARTS), TriviaQa(), Gsm8k(), HumanEval())}
 
 
 def known_tasks(custom: Mapping[str, CustomTaskOptions]) -> dict[str, Task]:
