@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from handmade import grade, make_config, query, sample, write
 from moto.server import ThreadedMotoServer
@@ -16,6 +17,9 @@ from firewall_ray.errors import ArtifactMissing, StorageFailure
 from firewall_ray.grading import run_grading
 from firewall_ray.labeling import run_labeling
 from firewall_ray.queries import read_queries, run_prepare_queries
+from serve_app.decision import Decision
+from serve_app.decision_log import row_of, table_of
+from serve_app.exchange import Exchange
 
 TIMEOUT_S = 30.0  # A user waits no longer than this to hear of wrong credentials.
 
@@ -134,3 +138,14 @@ def test_an_endpoint_that_does_not_answer_is_named_soon(tmp_path: Path, monkeypa
         port = unused.getsockname()[1]
     message = refused(f"s3://bucket/run?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1")
     assert "endpoint_override" in message
+
+
+def test_a_dataset_that_grows_file_by_file_does_so_on_s3(root: str) -> None:
+    decisions = ArtifactStore(root).decisions()
+    decision = Decision("weak", "score", 0.75, 0.5, "v1", False, 0.3, query_id="q")
+    rows = table_of([row_of(Exchange("chat", decision=decision), keep_text=False)])
+    for name in ("date=2026-01-01/a.parquet", "date=2026-01-02/b.parquet"):
+        decisions.append(rows, name)
+    assert decisions.require().read().equals(pa.concat_tables([rows, rows]))
+    with pytest.raises(StorageFailure, match="nowhere"):
+        ArtifactStore(root.replace("/runs/", "-nowhere/runs/")).decisions().append(rows, "a.parquet")
