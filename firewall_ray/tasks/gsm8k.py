@@ -20,6 +20,7 @@ from firewall_ray.errors import TaskError
 from firewall_ray.tasks.base import Query, Task, make_query
 from firewall_ray.tasks.records import Record, read_records
 
+RULES = ("official", "strict", "flexible")
 INVALID = "[invalid]"  # what both official programs call a completion without an answer
 
 _MARKED = re.compile(r"#### (\-?[0-9\.\,]+)")
