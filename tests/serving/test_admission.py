@@ -163,6 +163,14 @@ def test_without_keys_no_other_sites_page_can_post(origin: str | None, status: i
         assert error_of(response)["code"] == "cross_origin"
 
 
+def test_a_page_elsewhere_may_look_where_nothing_is_done() -> None:
+    """A link to the page here, or a probe; without CORS its scripts cannot read the answer."""
+    for path in ("/", "/health", "/v1/models"):
+        response = get(Fakes(), path, headers={"origin": "http://evil.example"})
+        assert response.status_code == 200
+        assert [name for name in response.headers if name.startswith("access-control")] == []
+
+
 def test_with_keys_the_origin_does_not_matter_and_no_site_is_let_in_by_cors() -> None:
     """A proxy before this server may change Host; a page elsewhere has no key, and may not read what it gets."""
     fakes = Fakes(api_keys=KEYS)
@@ -455,6 +463,7 @@ def test_a_body_that_never_ends_is_given_up_and_its_place_is_free_again(start: b
         async with asyncio.timeout(30):
             answer = await reader.read()  # the server closes
         assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"\r\nconnection: close\r\n" in answer
         assert b'"code":"body_timeout"' in answer
         assert await status_of(port, raw(body=GOOD)) == 200
         writer.close()
