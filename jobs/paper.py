@@ -37,7 +37,7 @@ def main(
         if plan:
             made = make_plan(context.config, context.store)
             print_plan(made, console)
-            context.report(made.summary())
+            context.results.append(made.summary())
             return
         for number, stage in enumerate(() if tables_only else STAGES, start=1):
             console.rule(f"[bold]{number}/{len(STAGES)} {stage.__name__}", align="left")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from firewall_ray.artifacts import ArtifactStore, Dataset
+from firewall_ray.baselines.run import describe
 from firewall_ray.baselines.trivial import TRIVIAL_BASELINES
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ConfigError
@@ -26,7 +27,7 @@ from firewall_ray.paper.claims import Claim, check_claims
 from firewall_ray.paper.figures import draw_figures
 from firewall_ray.paper.published import same_setting
 from firewall_ray.paper.table import Table, comma_separated, latex, markdown
-from firewall_ray.paper.variants import BackboneStore, PairStore, pair_name
+from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, pair_name
 from firewall_ray.schemas import LABEL_DESIGNS
 
 Report = dict[str, Any]
@@ -83,8 +84,10 @@ def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Result
     pairs = {}
     for pair in config.paper.pairs:
         logger.info("paper: pair %s", pair_name(pair))
-        of_pair, its_validation = read_labels(PairStore(store.root, pair), list(LABEL_DESIGNS))
-        scores = [read_scores(store, name, of_pair, its_validation) for name in names]
+        own = PairStore(store.root, pair)
+        of_pair, its_validation = read_labels(own, list(LABEL_DESIGNS))
+        places = {name: own if name == MARGIN_SAMPLING and own.scores(name).state() != "missing" else store for name in names}
+        scores = [read_scores(place, name, of_pair, its_validation) for name, place in places.items()]
         pairs[pair_name(pair)] = build_report(config.model_copy(update={"pair": pair}), of_pair, scores, reference)
     ours = [by_name[name] for name in config.paper.routers]
     complete = [router for router in ours if len(router.tasks) == len(queries.task_names())]
@@ -145,9 +148,10 @@ def _settings(config: RunConfig, store: ArtifactStore, names: list[str]) -> dict
 
 def make_tables(results: Results, config: RunConfig) -> list[Table]:
     """Tables 1 to 4; 2 and 4 where the config names other pairs and backbones."""
-    made = [tables.table_1(results.report, config.paper, with_published=same_setting(config))]
+    titles = {name: describe(name, config) for name in results.report["bins"]}
+    made = [tables.table_1(results.report, config.paper, titles, with_published=same_setting(config))]
     if results.pairs:
-        made.append(tables.table_2(results.pairs, config.paper, trained_on=pair_name(config.pair)))
+        made.append(tables.table_2(results.pairs, config.paper, titles, trained_on=pair_name(config.pair)))
     made.append(tables.table_3(results.report))
     if results.backbones:
         made.append(tables.table_4(results.backbones))

@@ -70,9 +70,9 @@ def make_plan(config: RunConfig, store: ArtifactStore) -> Plan:
     workload = _workload(config, store)
     models = [config.pair.weak, config.pair.strong, *other_models(config)]
     rows = [_sampling_row(config, store, key, workload) for key in models]
-    variants = {"train_router": config} | {f"backbone {name}": backbone_config(config, name) for name in config.paper.backbones}
-    for stage, variant in variants.items():
-        rows += [_training_row(variant, store, stage, workload), _scoring_row(variant, stage, workload)]
+    variants = {None: config} | {name: backbone_config(config, name) for name in config.paper.backbones}
+    for backbone, variant in variants.items():
+        rows += [_training_row(variant, store, backbone, workload), _scoring_row(variant, backbone, workload)]
     return Plan(tuple(rows), tuple(_memory_lines(config, models, workload)), _assumptions(config, store))
 
 
@@ -118,11 +118,16 @@ def _sampling_row(config: RunConfig, store: ArtifactStore, key: str, workload: M
     generations = queries * (n + 1)
     prompt = sum(2 * (task.num_train + task.num_other) * task.prompt_tokens for task in workload.values())
     generated = sum((n + 1) * (task.num_train + task.num_other) * task.completion_tokens for task in workload.values())
-    steps = f"{queries:,} queries x ({n} + 1) = {generations:,} generations, {generated:,.0f} tokens; {prompt:,.0f} prompt tokens"
+    shares = " + ".join(
+        f"{task.num_train + task.num_other:,} x {task.completion_tokens:g} of {name}" for name, task in workload.items()
+    )
+    steps = (
+        f"{queries:,} queries x ({n} + 1) = {generations:,} generations; {n + 1} x ({shares}) = {generated:,.0f} tokens; "
+        f"{prompt:,.0f} prompt tokens"
+    )
     if not isinstance(model, VllmModelConfig):
-        return PlanRow(
-            f"sample {key}", queries, generations, generated, "none", 0.0, None, f"{steps}; bought from {model.base_url}"
-        )
+        steps += f"; bought from {model.base_url}"
+        return PlanRow(f"sample {key}", queries, generations, generated, "none", None, None, steps)
     measured = _measured_tokens_per_s(store, key, model.replicas.max)
     if measured is not None:
         seconds = generated / measured
@@ -139,35 +144,34 @@ def _sampling_row(config: RunConfig, store: ArtifactStore, key: str, workload: M
     )
 
 
-def _training_row(config: RunConfig, store: ArtifactStore, stage: str, workload: Mapping[str, WorkloadConfig]) -> PlanRow:
-    router = config.router
+def _training_row(config: RunConfig, store: ArtifactStore, backbone: str | None, workload: Mapping[str, WorkloadConfig]) -> PlanRow:
+    """backbone: one of Table 4's others, or None for the run's own."""
+    router, stage = config.router, f"train {backbone or 'routers'}"
     queries = sum(task.num_train for task in workload.values())
     passes = queries * router.epochs * len(router.designs)
     tokens = sum(task.num_train * task.prompt_tokens for task in workload.values()) * router.epochs * len(router.designs)
     steps = f"{queries:,} queries x {router.epochs} epochs x {len(router.designs)} label designs = {passes:,} passes"
-    rate = (_measured_training(config, store) if stage == "train_router" else None) or config.paper.plan.training_queries_per_s
+    rate = (_measured_training(config, store) if backbone is None else None) or config.paper.plan.training_queries_per_s
     if rate is None:
-        return PlanRow(
-            stage, queries, None, tokens, router.device, None, None, f"{steps}; paper.plan.training_queries_per_s unknown"
-        )
+        steps += "; paper.plan.training_queries_per_s is not given"
+        return PlanRow(stage, queries, None, tokens, router.device, None, None, steps)
     hours = passes / rate / 3600
     steps += f"; / {rate:,.0f} a second and worker = {hours:,.2f} h"
     return PlanRow(stage, queries, None, tokens, router.device, hours, hours / router.num_workers, steps)
 
 
-def _scoring_row(config: RunConfig, stage: str, workload: Mapping[str, WorkloadConfig]) -> PlanRow:
+def _scoring_row(config: RunConfig, backbone: str | None, workload: Mapping[str, WorkloadConfig]) -> PlanRow:
     queries, routers, scoring = _num_queries(workload), len(config.router.designs), config.scoring
-    name = "score" if stage == "train_router" else f"{stage}, score"
+    stage = f"score {backbone or 'routers'}"
     tokens = sum((task.num_train + task.num_other) * task.prompt_tokens for task in workload.values()) * routers
     steps = f"{queries:,} queries x {routers} routers = {queries * routers:,} scores"
     rate = config.paper.plan.scoring_queries_per_s
     if rate is None:
-        return PlanRow(
-            name, queries, None, tokens, scoring.device, None, None, f"{steps}; paper.plan.scoring_queries_per_s unknown"
-        )
+        steps += "; paper.plan.scoring_queries_per_s is not given"
+        return PlanRow(stage, queries, None, tokens, scoring.device, None, None, steps)
     hours = queries * routers / rate / 3600
     steps += f"; / {rate:,.0f} a second = {hours:,.3f} h"
-    return PlanRow(name, queries, None, tokens, scoring.device, hours, hours / scoring.replicas.max, steps)
+    return PlanRow(stage, queries, None, tokens, scoring.device, hours, hours / scoring.replicas.max, steps)
 
 
 # Rates ---------------------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from firewall_ray.paper.plan import Plan
 def print_plan(plan: Plan, console: Console) -> None:
     """The rows, then how each came about, then memory and assumptions."""
     table = Table(title=Text("What the run costs"), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("stage", "queries", "generations", "tokens", "device", "device hours", "wall hours"):
-        table.add_column(column, justify="left" if column in ("stage", "device") else "right", overflow="fold")
+    for column in ("stage", "queries", "generations", "tokens", "on", "hours", "wall hours"):
+        table.add_column(column, justify="left" if column in ("stage", "on") else "right", overflow="fold")
     for row in plan.rows:
         counts = [_count(number) for number in (row.queries, row.generations, row.tokens)]
         table.add_row(Text(row.stage), *counts, row.device, _hours(row.device_hours), _hours(row.wall_hours))
     table.add_section()
-    for device in ("gpu", "cpu"):
+    for device in sorted({row.device for row in plan.rows} & {"gpu", "cpu"}):
         table.add_row("in all", "", "", "", device, _hours(plan.device_hours(device)), "")
     console.print(table)
     for title, lines in (
@@ -47,7 +47,14 @@ def print_claims(claims: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 
 def _count(number: float | None) -> str:
-    return "" if number is None else f"{number:,.0f}"
+    """Exact below a million.
+
+    >>> _count(105_600), _count(37_712_345.0)
+    ('105,600', '37.7 M')
+    """
+    if number is None:
+        return ""
+    return f"{number:,.0f}" if number < 1e6 else f"{number / 1e6:,.1f} M"
 
 
 def _hours(hours: float | None) -> str:

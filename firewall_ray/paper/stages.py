@@ -6,11 +6,12 @@ Runs in the driver. Every stage skips what is finished, so a run that was cut of
 from collections.abc import Callable
 
 from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.baselines.run import run_baselines
 from firewall_ray.config import RunConfig
 from firewall_ray.grading import run_grading
 from firewall_ray.job import StageResult
 from firewall_ray.labeling import run_labeling
-from firewall_ray.paper.variants import BackboneStore, PairStore, backbone_config, other_models
+from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, backbone_config, other_models
 from firewall_ray.queries import run_prepare_queries
 from firewall_ray.router.train import run_training
 from firewall_ray.sampling import run_sampling
@@ -37,8 +38,17 @@ def grade(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
 
 def label(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
     """The pair, and Table 2's pairs. They share grades, so the strong model is sampled once."""
-    of_others = [(config.model_copy(update={"pair": pair}), PairStore(store.root, pair)) for pair in config.paper.pairs]
-    return [run_labeling(config, store), *(run_labeling(*other) for other in of_others)]
+    return [run_labeling(config, store), *(run_labeling(*other) for other in _other_pairs(config, store))]
+
+
+def baselines(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
+    """All of the config's for the pair; for the others Margin Sampling, which is not trained: it reads each weak model anew."""
+    results = run_baselines(config, store)
+    if MARGIN_SAMPLING in config.baselines.names:
+        alone = {"baselines": config.baselines.model_copy(update={"names": [MARGIN_SAMPLING]})}
+        for of_pair, place in _other_pairs(config, store):
+            results += run_baselines(of_pair.model_copy(update=alone), place)
+    return results
 
 
 def train_router(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
@@ -58,4 +68,9 @@ def backbones(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
     return results
 
 
-STAGES: tuple[Stage, ...] = (prepare_queries, sample, grade, label, train_router, score, backbones)
+STAGES: tuple[Stage, ...] = (prepare_queries, sample, grade, label, baselines, train_router, score, backbones)
+
+
+def _other_pairs(config: RunConfig, store: ArtifactStore) -> list[tuple[RunConfig, PairStore]]:
+    """Config and store as each of Table 2's pairs sees them."""
+    return [(config.model_copy(update={"pair": pair}), PairStore(store.root, pair)) for pair in config.paper.pairs]

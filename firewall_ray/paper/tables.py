@@ -34,11 +34,14 @@ INTERVALS = (
 )
 
 
-def table_1(report: Report, config: PaperConfig, *, with_published: bool) -> Table:
-    """Ours against the baselines, task by task: every router found under scores/ but the other label designs."""
+def table_1(report: Report, config: PaperConfig, titles: Mapping[str, str], *, with_published: bool) -> Table:
+    """Ours against the baselines, task by task: every router found under scores/ but the other label designs.
+
+    titles: what each router is called, by its name in the report.
+    """
     rows: list[Row] = []
     for task in tasks_of(report):
-        named = {name: name for name in [*baselines_of(report), *ours(report, config)] if task in report["routers"][name]}
+        named = _compared(report, config, task, titles)
         rows += [*_models(report, task), *_rows(report, task, {LINEAR: "random", **named, "oracle": "oracle"}, (task,))]
         if with_published and task in published.APGR:
             cells = tuple(Cell(published.APGR[task] if metric == "apgr" else None) for metric in COLUMNS.values())
@@ -46,14 +49,16 @@ def table_1(report: Report, config: PaperConfig, *, with_published: bool) -> Tab
     return _table("table_1", "Table 1: routers and baselines, by task", ("task", "router"), rows, report)
 
 
-def table_2(reports: Mapping[str, Report], config: PaperConfig, *, trained_on: str) -> Table:
+def table_2(reports: Mapping[str, Report], config: PaperConfig, titles: Mapping[str, str], *, trained_on: str) -> Table:
     """Other pairs, with routers that were trained on the run's own. reports: by the pair's name."""
     rows: list[Row] = []
     for pair, report in reports.items():
         for task in tasks_of(report):
-            named = {name: name for name in [*baselines_of(report), *ours(report, config)] if task in report["routers"][name]}
+            named = _compared(report, config, task, titles)
             rows += _rows(report, task, {LINEAR: "random", **named, "oracle": "oracle"}, (pair, task))
-    note = f"All routers were trained on the pair {trained_on}, and those that need no training read its weak model."
+    note = (
+        f"All routers were trained on the pair {trained_on}. Margin Sampling, which is not trained, reads each pair's weak model."
+    )
     first = next(iter(reports.values()))
     return _table("table_2", "Table 2: other model pairs, no retraining", ("pair", "task", "router"), rows, first, note)
 
@@ -103,6 +108,12 @@ def backbone_name(backbone: BackboneConfig) -> str:
     ('deberta-v3-large', 'deberta (from scratch)')
     """
     return f"{backbone.architecture} (from scratch)" if backbone.path is None else backbone.path.rstrip("/").rpartition("/")[2]
+
+
+def _compared(report: Report, config: PaperConfig, task: str, titles: Mapping[str, str]) -> dict[str, str]:
+    """Title -> name of the baselines and ours, as far as they have scored the task."""
+    names = [*baselines_of(report), *ours(report, config)]
+    return {titles[name]: name for name in names if task in report["routers"][name]}
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.config import PairConfig, RunConfig
 from firewall_ray.schemas import LABELS, SCORES
 
+MARGIN_SAMPLING = "margin_sampling"  # the one baseline that Table 2 scores anew for each pair
+
 
 class PairStore(ArtifactStore):
-    """The labels of another pair, in `pairs/<weak>-<strong>/labels/`.
+    """The labels of another pair, in `pairs/<weak>-<strong>/labels/`, and scores that depend on it, in `pairs/../scores/`.
 
     >>> PairStore("/tmp/run", PairConfig(weak="weak", strong="middle")).labels().path
     '/tmp/run/pairs/weak-middle/labels'
@@ -21,6 +23,9 @@ class PairStore(ArtifactStore):
 
     def labels(self) -> Dataset:
         return self._dataset("labels", f"pairs/{self.name}/labels", LABELS, "python jobs/paper.py")
+
+    def scores(self, router: str) -> Dataset:
+        return self._dataset("scores", f"pairs/{self.name}/scores/{router}", SCORES, "python jobs/paper.py")
 
 
 class BackboneStore(ArtifactStore):

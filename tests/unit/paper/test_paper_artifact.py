@@ -1,0 +1,212 @@
+import csv
+import json
+import logging
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from paper_run import labels_table, paper_config, scores_table, write_run, write_table
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import RunConfig, load_config
+from firewall_ray.errors import ArtifactMissing, ConfigError
+from firewall_ray.evaluation.metrics import apgr
+from firewall_ray.paper.artifact import collect, load_claims, make_tables, run_paper
+from firewall_ray.paper.published import NAME, same_setting
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = write_run(tmp_path_factory.mktemp("run"))
+    run_paper(config, ArtifactStore(config.root))
+    return config
+
+
+def folder(config: RunConfig) -> Path:
+    return Path(config.root) / "paper"
+
+
+def rows(config: RunConfig, name: str) -> list[dict[str, str]]:
+    with (folder(config) / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_tables_and_figures_are_written(finished: RunConfig) -> None:
+    names = {path.name for path in folder(finished).iterdir()}
+    assert {f"table_{number}.{kind}" for number in range(1, 5) for kind in ("csv", "tex")} <= names
+    assert {"tables.md", "paper.html", "paper.json", "_MANIFEST.json"} <= names
+    figures = sorted(name for name in names if name.startswith("figure_"))
+    # Two tasks: 2 of baselines, 2 of label designs, 2 of the other pair, and one for each of the 3 designs that have scores.
+    assert [int(name.split("_")[1]) for name in figures] == list(range(3, 12))
+    assert figures[0] == "figure_03_baselines_facts.png"
+    assert figures[-1] == "figure_11_bins_weak_pass_rate.png"
+
+
+def test_a_cell_is_the_metric_of_the_routers_scores(finished: RunConfig) -> None:
+    labels = labels_table()
+    sums = [i for i, (task, split) in enumerate(zip(labels["task"].to_pylist(), labels["split"].to_pylist(), strict=True))
+            if (task, split) == ("sums", "test")]  # fmt: skip
+    test, scores = labels.take(sums), scores_table(labels, "soft_block", seed=0).take(sums)
+    expected = apgr(
+        scores["p_weak"].to_numpy(),
+        test["pass_rate_weak"].to_numpy(),
+        test["pass_rate_strong"].to_numpy(),
+        test["prompt"].to_pylist(),
+    )
+    (row,) = [row for row in rows(finished, "table_1") if (row["task"], row["router"]) == ("sums", "soft_block")]
+    assert float(row["APGR"]) == pytest.approx(expected, abs=1e-9)
+    assert float(row["APGR low"]) < expected < float(row["APGR high"])
+
+
+def test_table_1_has_the_baselines_ours_and_the_bounds_but_no_other_label_designs(finished: RunConfig) -> None:
+    of_facts = [row["router"] for row in rows(finished, "table_1") if row["task"] == "facts"]
+    assert of_facts == [
+        *("always weak", "always strong", "random (linear interpolation)", "some_baseline", "soft_block", "hard_block", "oracle")
+    ]
+    assert {row["task"] for row in rows(finished, "table_1")} == {"facts", "sums", "all"}
+
+
+def test_linear_interpolation_lies_on_the_line_between_the_models(finished: RunConfig) -> None:
+    by_router = {row["router"]: row for row in rows(finished, "table_1") if row["task"] == "all"}
+    weak, strong = (float(by_router[f"always {role}"]["PR@50%"]) for role in ("weak", "strong"))
+    linear = by_router["random (linear interpolation)"]
+    assert float(linear["PR@20%"]) == pytest.approx(weak + 0.2 * (strong - weak))
+    assert float(linear["APGR"]) == pytest.approx(0.5)
+
+
+def test_table_2_measures_the_first_pairs_scores_against_the_other_pairs_labels(finished: RunConfig) -> None:
+    labels, scores = labels_table(gap=0.3), scores_table(labels_table(), "soft_block", seed=0)
+    test = [i for i, split in enumerate(labels["split"].to_pylist()) if split == "test"]
+    labels, scores = labels.take(test), scores.take(test)
+    rates = (labels["pass_rate_weak"].to_numpy(), labels["pass_rate_strong"].to_numpy())
+    expected = apgr(scores["p_weak"].to_numpy(), *rates, labels["prompt"].to_pylist())
+    (row,) = [row for row in rows(finished, "table_2") if (row["task"], row["router"]) == ("all", "soft_block")]
+    assert row["pair"] == "middle-strong"
+    assert float(row["APGR"]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_margin_sampling_of_another_pair_is_read_from_that_pair(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    labels = labels_table()
+    write_table(tmp_path, "scores/margin_sampling", scores_table(labels, noise=5.0, seed=3))
+    own = scores_table(labels, noise=0.0)  # the best there is
+    write_table(tmp_path, "pairs/middle-strong/scores/margin_sampling", own)
+    results = collect(config, ArtifactStore(config.root), ["soft_block", "hard_block", "weak_pass_rate", "margin_sampling"])
+    there, here = results.pairs["middle-strong"]["routers"], results.report["routers"]
+    assert there["margin_sampling"]["all"]["apgr"]["value"] > 0.6 > here["margin_sampling"]["all"]["apgr"]["value"]
+
+
+def test_table_4_compares_each_backbone_with_the_runs_own(finished: RunConfig) -> None:
+    of_all = [row for row in rows(finished, "table_4") if row["task"] == "all"]
+    assert [(row["label"], row["backbone"]) for row in of_all] == [
+        (design, name) for design in ("soft_block", "hard_block") for name in ("deberta (from scratch)", "llama")
+    ]
+    own, other = of_all[0], of_all[1]
+    assert own["difference in APGR"] == ""
+    assert float(other["difference in APGR"]) == pytest.approx(float(other["APGR"]) - float(own["APGR"]), abs=1e-9)
+
+
+def test_the_claims_say_what_holds_beyond_chance(finished: RunConfig) -> None:
+    claims = {
+        (claim["router"], claim["against"], claim["metric"]): claim for claim in load_claims(ArtifactStore(finished.root).paper())
+    }
+    assert len(claims) == 2 * 2 * 4  # routers, rivals, metrics
+    assert claims["soft_block", "linear interpolation", "apgr"]["holds"]  # noise of 0.1 on the label itself
+    for claim in claims.values():
+        assert claim["holds"] == (claim["low"] > 0)
+        assert claim["low"] <= claim["value"] <= claim["high"]
+
+
+def test_the_second_run_is_skipped_and_new_scores_are_noticed(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    store = ArtifactStore(config.root)
+    assert run_paper(config, store)["action"] == "run"
+    assert run_paper(config, store)["action"] == "skip"
+    write_table(tmp_path, "scores/another", scores_table(labels_table(), seed=4))
+    assert run_paper(config, store)["action"] == "run"
+
+
+def test_numbers_of_the_plan_do_not_make_the_tables_again(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    run_paper(config, ArtifactStore(config.root))
+    planned = paper_config(tmp_path, plan={"scoring_queries_per_s": 5})
+    assert run_paper(planned, ArtifactStore(config.root))["action"] == "skip"
+
+
+def test_one_task_is_not_shown_twice(tmp_path: Path) -> None:
+    config = paper_config(tmp_path, pairs=[], backbones={}, routers=["soft_block"])
+    labels = labels_table()
+    labels = labels.filter([task == "sums" for task in labels["task"].to_pylist()])
+    write_table(tmp_path, "labels", labels)
+    write_table(tmp_path, "scores/soft_block", scores_table(labels))
+    result = run_paper(config, ArtifactStore(config.root))
+    assert result["tables"] == 2  # no other pair, no other backbone
+    assert {row["task"] for row in rows(config, "table_1")} == {"sums"}
+
+
+def test_a_router_that_is_to_be_shown_and_has_no_scores_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"paper\.routers: 'win_rate' has no scores .*; there are hard_block, soft_block, some_base"
+    ):
+        run_paper(paper_config(tmp_path, routers=["win_rate"]), ArtifactStore(str(tmp_path)))
+    assert not (tmp_path / "paper").exists()
+
+
+def test_labels_of_a_pair_that_were_not_made_name_the_command(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    with_another = paper_config(tmp_path, pairs=[*config.paper.pairs, {"weak": "weak", "strong": "middle"}])
+    with pytest.raises(ArtifactMissing, match=r"pairs/weak-middle/labels\. Run: python jobs/paper\.py"):
+        run_paper(with_another, ArtifactStore(config.root))
+
+
+def test_the_papers_numbers_stand_beside_ours_in_its_own_setting_only(finished: RunConfig) -> None:
+    store = ArtifactStore(finished.root)
+    results = collect(finished, store, ["soft_block", "hard_block", "weak_pass_rate"])
+    results.report["settings"]["tasks"][0] = "gsm8k"
+    for section in (results.report["routers"], results.report["models"], results.report["comparisons"]["differences"]):
+        for of_task in section.values():
+            of_task["gsm8k"] = of_task["facts"]
+    assert same_setting(load_config("jobs/configs/paper.yaml"))
+    assert not same_setting(finished)
+    papers = load_config("jobs/configs/paper.yaml", ["sampling.num_samples=16"])
+    assert not same_setting(papers)
+    published = finished.model_copy(
+        update={name: getattr(load_config("jobs/configs/paper.yaml"), name) for name in ("models", "router")}
+    )
+    for config, expected in ((finished, 0), (published, 1)):
+        found = [texts for texts, _ in make_tables(results, config)[0].rows if texts[1] == NAME]
+        assert found == [("gsm8k", NAME)] * expected
+
+
+def test_the_page_is_whole_and_asks_for_nothing_from_outside(finished: RunConfig) -> None:
+    page = (folder(finished) / "paper.html").read_text()
+
+    class Reader(HTMLParser):
+        found: list[tuple[str, dict[str, str | None]]]
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.found.append((tag, dict(attrs)))
+
+    reader = Reader()
+    reader.found = []
+    reader.feed(page)
+    tags = [tag for tag, _ in reader.found]
+    assert tags.count("svg") == 9
+    assert tags.count("table") == 5  # claims and four
+    assert not [attrs for _, attrs in reader.found if (attrs.get("src") or attrs.get("href") or "#")[0] not in "#"]
+
+
+def test_paper_json_is_strict_json_even_where_a_metric_is_undefined(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    config = paper_config(tmp_path, pairs=[], backbones={}, routers=["soft_block"])
+    labels = labels_table(gap=0.0)  # the strong model is never better
+    write_table(tmp_path, "labels", labels)
+    write_table(tmp_path, "scores/soft_block", scores_table(labels))
+    with pytest.warns(match="undefined"):
+        run_paper(config, ArtifactStore(config.root))
+    found = json.loads((folder(config) / "paper.json").read_text())
+    assert found["claims"][0]["value"] is None
+    assert not found["claims"][0]["holds"]
+    (row,) = [row for row in rows(config, "table_3") if row["task"] == "all"]
+    assert row["APGR"] == ""

@@ -1,0 +1,217 @@
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pyarrow as pa
+import pytest
+import yaml
+from paper_run import write_table
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import RunConfig, load_config
+from firewall_ray.errors import ConfigError
+from firewall_ray.paper.plan import Plan, make_plan
+from firewall_ray.paper.shape import kv_bytes_per_token, memory, num_parameters, shape_of
+from firewall_ray.paper.show import print_plan
+from firewall_ray.paper_config import ShapeConfig
+from firewall_ray.tasks.base import make_query
+
+# The config.json of Llama-3.2-1B and Llama-3.1-70B.
+SHAPES: dict[str, dict[str, Any]] = {
+    "weak": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+        "tie_word_embeddings": True,
+    },
+    "strong": {
+        "hidden_size": 8192,
+        "intermediate_size": 28_672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+    },
+}
+PLAN: dict[str, Any] = {
+    "workload": {
+        "gsm8k": {"num_train": 7_000, "num_other": 2_000, "prompt_tokens": 60, "completion_tokens": 150},
+        "humaneval": {"num_train": 0, "num_other": 200, "prompt_tokens": 150, "completion_tokens": 100},
+    },
+    "throughput": {
+        "weak": {"prompt_tokens_per_s": 50_000, "generated_tokens_per_s": 20_000},
+        "strong": {"prompt_tokens_per_s": 4_000, "generated_tokens_per_s": 3_000},
+    },
+    "shapes": SHAPES,
+    "training_queries_per_s": 350,
+    "scoring_queries_per_s": 1_000,
+}
+
+
+def config(tmp_path: Path, *overrides: str) -> RunConfig:
+    content = {
+        "root": str(tmp_path / "run"),
+        "queries": {"tasks": {"gsm8k": {}, "humaneval": {}}},
+        "models": {
+            "weak": {"path": "meta-llama/Llama-3.2-1B", "dtype": "bfloat16", "replicas": {"min": 1, "max": 4}},
+            "strong": {"path": "meta-llama/Llama-3.1-70B", "dtype": "bfloat16", "tensor_parallel_size": 4},
+        },
+        "router": {"designs": ["soft_block", "hard_block"]},
+        "paper": {"plan": PLAN},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_config(path, overrides)
+
+
+def plan(tmp_path: Path, *overrides: str) -> Plan:
+    made = config(tmp_path, *overrides)
+    return make_plan(made, ArtifactStore(made.root))
+
+
+def test_the_parameters_are_those_that_the_models_are_published_with() -> None:
+    # 1B: 128,256 * 2,048 embeddings, tied; 16 layers of 2 * 2,048^2 + 2 * 2,048 * 512 + 3 * 2,048 * 8,192 + 2 * 2,048; a last norm.
+    assert num_parameters(ShapeConfig(**SHAPES["weak"])) == 262_668_288 + 16 * 60_821_504 + 2_048 == 1_235_814_400
+    # 70B: 2 * 128,256 * 8,192; 80 layers of 2 * 8,192^2 + 2 * 8,192 * 1,024 + 3 * 8,192 * 28,672 + 2 * 8,192; a last norm.
+    assert num_parameters(ShapeConfig(**SHAPES["strong"])) == 2_101_346_304 + 80 * 855_654_400 + 8_192 == 70_553_706_496
+
+
+def test_the_parameters_of_the_shipped_models_are_those_that_transformers_counts(tmp_path: Path) -> None:
+    model = config(tmp_path, "models.weak.path=quickstart/models/strong").models["weak"]
+    assert model.engine == "vllm"
+    counted = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained("quickstart/models/strong").parameters())
+    assert num_parameters(shape_of("weak", model, None)) == counted
+
+
+def test_the_70b_on_four_80_gb_gpus(tmp_path: Path) -> None:
+    strong, shape = config(tmp_path).models["strong"], ShapeConfig(**SHAPES["strong"])
+    assert strong.engine == "vllm"
+    assert kv_bytes_per_token(shape, "bfloat16") == 2 * 80 * 8 * 128 * 2 == 327_680
+    found = memory(shape, strong, gpu_memory_gb=80)
+    assert found["weights_gb"] == pytest.approx(35.28, abs=0.005)  # 70.55e9 * 2 bytes / 4
+    assert found["kv_gb"] == pytest.approx(36.72, abs=0.005)  # 0.9 * 80 - 35.28
+    assert found["kv_tokens"] == pytest.approx(448_281, abs=1)  # 36.72e9 * 4 / 327,680
+
+
+def test_the_arithmetic_of_a_1b_and_70b_run(tmp_path: Path) -> None:
+    made = plan(tmp_path)
+    rows = {row.stage: row for row in made.rows}
+    # 9,000 + 200 queries, 32 samples and a greedy answer each.
+    assert rows["sample strong"].generations == 9_200 * 33 == 303_600
+    # 33 * (9,000 * 150 + 200 * 100) generated; the 32 share a prefill: 2 * (9,000 * 60 + 200 * 150) prompt tokens.
+    assert rows["sample strong"].tokens == 33 * 1_370_000 == 45_210_000
+    # 1,140,000 / 4,000 + 45,210,000 / 3,000 = 285 + 15,070 s on 4 GPUs; and 22.8 + 2,260.5 s on 1, shared by 4 engines.
+    assert rows["sample strong"].device_hours == pytest.approx(15_355 * 4 / 3_600)
+    assert rows["sample strong"].wall_hours == pytest.approx(15_355 / 3_600)
+    assert rows["sample weak"].device_hours == pytest.approx(2_283.3 / 3_600)
+    assert rows["sample weak"].wall_hours == pytest.approx(2_283.3 / 4 / 3_600)
+    # 7,000 queries * 10 epochs * 2 designs / 350 a second = 400 s, over 8 workers; 9,200 * 2 / 1,000 = 18.4 s.
+    assert rows["train routers"].device_hours == pytest.approx(400 / 3_600)
+    assert rows["train routers"].wall_hours == pytest.approx(50 / 3_600)
+    assert rows["score routers"].device_hours == pytest.approx(18.4 / 3_600)
+    assert made.device_hours("gpu") == pytest.approx((61_420 + 2_283.3 + 400 + 18.4) / 3_600)
+
+
+def test_the_plan_that_is_printed_shows_its_arithmetic(tmp_path: Path) -> None:
+    console = Console(record=True, width=120)
+    print_plan(plan(tmp_path), console)
+    text = console.export_text()
+    for part in (
+        "9,200 queries x (32 + 1) = 303,600 generations",
+        "33 x (9,000 x 150 of gsm8k + 200 x 100 of humaneval) = 45,210,000 tokens",
+        "1,140,000 / 4,000 + 45,210,000 / 3,000 = 15,355 s x 4 GPU = 17.06 h",
+        "70,553,706,496 parameters, 35.3 GB of weights on each of 4 GPU",
+        "share one prefill",
+    ):
+        assert part in text
+
+
+def test_other_pairs_are_sampled_and_other_backbones_trained(tmp_path: Path) -> None:
+    overrides = [
+        "models.weak_3b={path: meta-llama/Llama-3.2-3B}",
+        "paper.pairs=[{weak: weak_3b, strong: strong}]",
+        "paper.backbones.llama={backbone: {path: meta-llama/Llama-3.2-1B}}",
+        "paper.backbone_designs=[soft_block]",
+        "paper.plan.throughput.weak_3b={prompt_tokens_per_s: 1, generated_tokens_per_s: 1}",
+        f"paper.plan.shapes.weak_3b={SHAPES['weak']}",
+    ]
+    stages = [row.stage for row in plan(tmp_path, *overrides).rows]
+    samples, routers = ["sample weak", "sample strong", "sample weak_3b"], ["train routers", "score routers"]
+    assert stages == [*samples, *routers, "train llama", "score llama"]
+
+
+def test_what_is_there_takes_the_place_of_what_was_assumed(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    store = ArtifactStore(made.root)
+    queries = store.queries()
+    queries.begin({})
+    rows = [make_query("gsm8k", split, f"{split}?", "{}") for split in ("train", "validation", "test")]
+    with queries.writer() as writer:
+        writer.write_table(pa.Table.from_pylist([row._asdict() for row in rows], schema=queries.schema))
+    queries.finish({}, {})
+    samples = store.samples("strong")
+    samples.begin({})
+    manifest = samples.finish({}, {"num_rows": 3, "num_errors": 0, "num_sampled_tokens": 1_000})
+    manifest |= {"started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T00:00:10+00:00"}
+    samples._write_json("_MANIFEST.json", manifest)
+    found = {row.stage: row for row in make_plan(made, store).rows}
+    assert found["sample weak"].queries == 3
+    assert found["train routers"].queries == 1
+    # 33 * 3 * 150 tokens at the 100 a second that were measured.
+    assert found["sample strong"].device_hours == pytest.approx(14_850 / 100 * 4 / 3_600)
+    assert "measured here" in found["sample strong"].arithmetic
+
+
+def test_samples_of_another_program_measure_nothing(tmp_path: Path) -> None:
+    assumed = plan(tmp_path).rows
+    write_table(tmp_path / "run", "samples/strong", pa.table({"query_id": ["a"]}))
+    assert plan(tmp_path).rows == assumed
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("paper.plan.workload={}", r"paper\.plan\.workload\.gsm8k: missing"),
+        ("paper.plan.throughput={}", r"paper\.plan\.throughput\.weak: missing.*--model weak --limit"),
+        (
+            "models.strong.tensor_parallel_size=1",
+            r"models\.strong: 141\.1 GB of weights .*Raise models\.strong\.tensor_par",
+        ),
+    ],
+)
+def test_what_is_missing_or_cannot_be_names_its_field(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(tmp_path, override)
+
+
+def test_a_model_without_files_or_shape_names_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"paper\.plan\.shapes\.weak: the config\.json of 'meta-llama/.*Copy its hidden_size"):
+        plan(tmp_path, "paper.plan.shapes={}")
+
+
+def test_rates_that_nobody_knows_leave_the_hours_open(tmp_path: Path) -> None:
+    rows = {row.stage: row for row in plan(tmp_path, "paper.plan.training_queries_per_s=null").rows}
+    assert rows["train routers"].device_hours is None
+    assert "paper.plan.training_queries_per_s is not given" in rows["train routers"].arithmetic
+
+
+def test_a_model_that_is_bought_needs_no_gpu(tmp_path: Path) -> None:
+    made = plan(tmp_path, "models.strong={engine: openai, base_url: https://models.example/v1, model: big}")
+    row = {row.stage: row for row in made.rows}["sample strong"]
+    assert (row.device, row.device_hours) == ("none", None)
+    assert "bought from https://models.example/v1" in row.arithmetic
+    assert not [line for line in made.memory if line.startswith("strong")]
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_mini"])
+def test_the_shipped_configs_have_a_plan(name: str, tmp_path: Path) -> None:
+    shipped = load_config(f"jobs/configs/{name}.yaml", root=str(tmp_path))
+    made = make_plan(shipped, ArtifactStore(shipped.root))
+    assert all(row.device_hours is not None for row in made.rows)
+    assert (made.device_hours("gpu") > 10) == (name == "paper")
