@@ -26,7 +26,7 @@ from pyarrow import fs as pafs
 import firewall_ray
 from firewall_ray.casting import cast_batch, castable
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
-from firewall_ray.schemas import DECISIONS, GRADES, LABELS, QUERIES, SAMPLES, SCORES
+from firewall_ray.schemas import DECISIONS, EMBEDDINGS, GRADES, LABELS, QUERIES, SAMPLES, SCORES
 
 STARTED = "_STARTED.json"
 MANIFEST = "_MANIFEST.json"
@@ -90,6 +90,13 @@ class ArtifactStore:
 
     def scores(self, router: str) -> "Dataset":
         return self._dataset("scores", f"scores/{router}", SCORES, "python jobs/score.py")
+
+    def embeddings(self, name: str) -> "Dataset":
+        return self._dataset("embeddings", f"embeddings/{name}", EMBEDDINGS, "python jobs/baselines.py")
+
+    def baseline(self, folder: str, schema: pa.Schema) -> "Dataset":
+        """What a baseline keeps on the way to its scores; the schema is empty for a folder that holds no Parquet."""
+        return self._dataset(f"baselines/{folder}", f"baselines/{folder}", schema, "python jobs/baselines.py")
 
     def report(self) -> "Dataset":
         return self._dataset("report", "report", pa.schema([]), "python jobs/report.py")

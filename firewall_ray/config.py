@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from firewall_ray.baselines_config import BaselinesConfig
 from firewall_ray.config_base import BackboneConfig, LabelDesign, Name, PairConfig, Positive, ReplicasConfig, Strict
 from firewall_ray.errors import ConfigError
 from firewall_ray.paper_config import PaperConfig
@@ -190,6 +191,7 @@ class RunConfig(Strict):
     scoring: ScoringConfig = ScoringConfig()
     serving: ServingConfig = ServingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     paper: PaperConfig = PaperConfig()
     ray: RayConfig = RayConfig()
 

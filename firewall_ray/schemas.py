@@ -79,6 +79,32 @@ SCORES = pa.schema(
     ]
 )
 
+# What the baselines read and make on the way to their scores; see baselines/.
+
+EMBEDDINGS = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32()), nullable=False),  # of the prompt; every row as long
+    ]
+)
+
+QUALITIES = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("qualities", pa.list_(pa.float32()), nullable=False),  # BARTScore of each sample: mean log-likelihood, at most 0
+        pa.field("greedy_quality", pa.float32(), nullable=False),
+    ]
+)
+
+HYBRID_DESIGNS = ("hybrid_llm_det", "hybrid_llm_prob", "hybrid_llm_trans")
+
+HYBRID_LABELS = pa.schema(
+    [
+        *(LABELS.field(name) for name in ("query_id", "task", "split", "prompt", "pass_rate_weak", "pass_rate_strong")),
+        *(pa.field(design, pa.float32(), nullable=False) for design in HYBRID_DESIGNS),
+    ]
+)
+
 # What the serving application decided, one row a request that a score decided. Read as scores: a query that was asked twice
 # is there twice, and query_id is the one that `jobs/score.py --queries` gives to a prompt without id.
 DECISIONS = pa.schema(

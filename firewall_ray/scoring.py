@@ -45,14 +45,21 @@ class ScoringActor:
         return batch
 
 
-def run_scoring(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> StageResult:
-    """Score with the router of every design in `config.router.designs`.
+def run_scoring(
+    config: RunConfig,
+    store: ArtifactStore,
+    *,
+    limit: int | None = None,
+    force: bool = False,
+    designs: Sequence[str] | None = None,
+) -> StageResult:
+    """Score with the router of every design in `designs` (`config.router.designs`, when None).
 
     limit: only the first N rows. Raises ArtifactMissing when a router is not trained, or there are no prompts.
     """
     labels = store.labels()
     source = (labels if labels.state() != "missing" else store.queries()).require(["query_id", "prompt"])
-    routers = {name: store.router(name).require() for name in config.router.designs}
+    routers = {name: store.router(name).require() for name in (config.router.designs if designs is None else designs)}
     settings = {name: {"router": routers[name].identity(), "prompts": source.identity(), "limit": limit} for name in routers}
     actions = {name: store.scores(name).plan(settings[name], force=force) for name in routers}
     wanted = [name for name, action in actions.items() if action != "skip"]

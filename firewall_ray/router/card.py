@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from firewall_ray.artifacts import Dataset, versions
-from firewall_ray.config import EvaluationConfig, LabelDesign, OpenAIModelConfig, RouterConfig, RunConfig
+from firewall_ray.config import EvaluationConfig, OpenAIModelConfig, RouterConfig, RunConfig
+from firewall_ray.config_base import Name
 from firewall_ray.errors import ModelError, PolicyError
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, percentile_interval
 from firewall_ray.evaluation.metrics import performance_curve
@@ -56,7 +57,7 @@ class Interval(Described):
 class RouterCard(Described):
     """What a program needs to know to use the router, and a person to trust it."""
 
-    design: LabelDesign
+    design: Name = Field(description="The label that it was trained on: one of `schemas.LABEL_DESIGNS`, or a baseline's own.")
     weak: ModelOfPair
     strong: ModelOfPair
     prompt_template: str = Field(description="With {question}; the router reads the prompt, not the question.")
@@ -101,7 +102,7 @@ def load_card(router: Dataset) -> RouterCard:
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def write_card(config: RunConfig, design: LabelDesign, dataset: Dataset, counts: Mapping[str, int]) -> RouterCard:
+def write_card(config: RunConfig, design: str, dataset: Dataset, counts: Mapping[str, int]) -> RouterCard:
     """The card of a router whose weights, history and validation scores training has left in `dataset`'s folder."""
     with dataset.filesystem.open_input_stream(f"{dataset.path}/{TRAINED_FILE}") as stream:
         trained = json.loads(stream.read())

@@ -27,26 +27,33 @@ CHECKPOINTS_FOLDER = "_router_training"  # under ROOT; a run's folder is deleted
 logger = logging.getLogger("firewall_ray")
 
 
-def run_training(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> StageResult:
-    """Train the router of every design in `config.router.designs` that is not finished yet.
+def run_training(
+    config: RunConfig,
+    store: ArtifactStore,
+    *,
+    limit: int | None = None,
+    force: bool = False,
+    labels: Dataset | None = None,
+    designs: Sequence[str] | None = None,
+) -> StageResult:
+    """Train the router of every design in `designs` (`config.router.designs`, when None) that is not finished yet.
 
-    limit: at most so many rows of the train split, and of the validation split. Raises LabelError where the labels cannot
-    teach a design, ModelError or ConfigError where the backbone cannot be used, SystemFailure where workers died more often
-    than `router.max_failures`.
+    limit: at most so many rows of the train split, and of the validation split. labels: where the designs are columns, labels/
+    when None; a baseline has its own. Raises LabelError where the labels cannot teach a design, ModelError or ConfigError where
+    the backbone cannot be used, SystemFailure where workers died more often than `router.max_failures`.
     """
     router = for_workers(config.router)
-    labels = store.labels().require(["query_id", "split", "prompt", *VALIDATION_COLUMNS, *router.designs])
+    designs = router.designs if designs is None else designs
+    labels = (labels or store.labels()).require(["query_id", "split", "prompt", *VALIDATION_COLUMNS, *designs])
     shared = {
         "router": config.router.model_dump(mode="json", exclude={"designs", "max_failures"}),
         "pair": config.pair.model_dump(),
         "labels": labels.identity(),
         "limit": limit,
     }
-    actions = {
-        design: store.router(design).plan({"design": design, **shared}, force=force, costly=True) for design in router.designs
-    }
+    actions = {design: store.router(design).plan({"design": design, **shared}, force=force, costly=True) for design in designs}
     wanted = [design for design, action in actions.items() if action != "skip"]
-    result = {"stage": "train_router", "path": f"{store.base}/routers", "routers": list(router.designs)}
+    result = {"stage": "train_router", "path": f"{store.base}/routers", "routers": list(designs)}
     if not wanted:
         return {**result, "action": "skip", "num_trained": 0}
 

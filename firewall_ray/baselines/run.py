@@ -1,0 +1,147 @@
+"""labels/ and samples/ -> scores/<baseline>/, for every baseline of `baselines.names`: what jobs/baselines.py does.
+
+Runs in the driver, one baseline after another, those that train nothing first. Finished ones are skipped; what the others need
+(embeddings, qualities, routers) goes on where it stopped.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.baselines.hybrid_llm_stages import hybrid_labels, run_hybrid_labels
+from firewall_ray.baselines.knn import knn_scores
+from firewall_ray.baselines.margin_sampling import margin_scores
+from firewall_ray.baselines.routellm_mf import mf_scores
+from firewall_ray.config import RunConfig
+from firewall_ray.embeddings import centred, embedding_name, read_embeddings, run_embedding
+from firewall_ray.errors import ArtifactError
+from firewall_ray.job import StageResult
+from firewall_ray.queries import check_splits, check_unique
+from firewall_ray.router.train import run_training
+from firewall_ray.schemas import HYBRID_DESIGNS, SCORES, SPLITS
+from firewall_ray.scoring import run_scoring
+
+LABEL_COLUMNS = ["query_id", "task", "split", "prompt", "pass_rate_weak", "pass_rate_strong", "soft_block"]
+
+logger = logging.getLogger("firewall_ray")
+
+
+def run_baselines(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> list[StageResult]:
+    """Score every labelled query with every baseline. One result a stage, `baselines` for a finished one.
+
+    limit: only the first N rows of each split. Raises what the stages raise: see margin_sampling, embeddings, knn, routellm_mf,
+    hybrid_llm_stages, router.train and scoring.
+    """
+    labelled = read_labelled(store, limit)
+    names = config.baselines.names
+    results = []
+    if "margin_sampling" in names:
+        results.append(_run_margin_sampling(config, store, labelled, force=force))
+    if {"knn", "routellm_mf"} & set(names):
+        results.append(run_embedding(config, store, labelled, force=force))
+        results += [
+            _run_on_embeddings(config, store, name, labelled, force=force) for name in ("knn", "routellm_mf") if name in names
+        ]
+    if designs := [name for name in HYBRID_DESIGNS if name in names]:
+        results += run_hybrid_labels(config, store, labelled, force=force)
+        results.append(run_training(config, store, labels=hybrid_labels(store), designs=designs, limit=limit, force=force))
+        results.append(run_scoring(config, store, designs=designs, limit=limit, force=force))
+    return results
+
+
+def read_labelled(store: ArtifactStore, limit: int | None = None) -> pa.Table:
+    """LABEL_COLUMNS of labels/, the first `limit` rows of each split; checked: one row a query, no unknown split, some rows."""
+    dataset = store.labels().require(LABEL_COLUMNS)
+    table = dataset.read(LABEL_COLUMNS)
+    where = f"labels: {dataset.path}"
+    if not len(table):
+        raise ArtifactError(f"{where} has no rows. Run: {dataset.made_by} --config FILE --force")
+    check_unique(table["query_id"], where)
+    check_splits(table, where)
+    if limit is None:
+        return table
+    splits = _texts(table["split"])
+    kept = np.concatenate([np.flatnonzero(splits == split)[:limit] for split in SPLITS])
+    return table.take(pa.array(np.sort(kept)))
+
+
+def describe(name: str, config: RunConfig) -> str:
+    """What a baseline is called in tables: its name, and what stands in for a model that the config does without.
+
+    Any other name is returned as it is.
+    """
+    embedding = config.baselines.embedding.sentence_transformer or f"{config.pair.weak} model's mean hidden states"
+    bart = "" if config.baselines.bart_score.path else ", small BART from scratch"
+    titles = {
+        "margin_sampling": "Margin Sampling",
+        "knn": f"kNN ({embedding})",
+        "routellm_mf": f"RouteLLM MF (trained here; {embedding})",
+        "hybrid_llm_det": f"Hybrid LLM (deterministic{bart})",
+        "hybrid_llm_prob": f"Hybrid LLM (probabilistic{bart})",
+        "hybrid_llm_trans": f"Hybrid LLM (transformed{bart})",
+    }
+    return titles.get(name, name)
+
+
+# Stages --------------------------------------------------------------------------------------------------------------
+
+
+def _run_margin_sampling(config: RunConfig, store: ArtifactStore, labelled: pa.Table, *, force: bool) -> StageResult:
+    samples = store.samples(config.pair.weak).require(["query_id", "greedy_margin"])
+    settings = {"samples": samples.identity(), "labels": store.labels().identity(), "num_queries": len(labelled)}
+    if skipped := _skipped(config, store, "margin_sampling", settings, force=force):
+        return skipped
+    scores = margin_scores(labelled["query_id"], samples.read(["query_id", "greedy_margin"]), f"samples: {samples.path}")
+    return _write(config, store, "margin_sampling", settings, scores, {})
+
+
+def _run_on_embeddings(config: RunConfig, store: ArtifactStore, name: str, labelled: pa.Table, *, force: bool) -> StageResult:
+    """knn or routellm_mf."""
+    embeddings = store.embeddings(embedding_name(config))
+    section = getattr(config.baselines, name)
+    settings = {
+        "embeddings": embeddings.identity(),
+        "labels": store.labels().identity(),
+        "num_queries": len(labelled),
+        name: section.model_dump(mode="json"),
+    }
+    if skipped := _skipped(config, store, name, settings, force=force):
+        return skipped
+    splits = _texts(labelled["split"])
+    vectors = centred(read_embeddings(embeddings, labelled["query_id"].to_pylist()), splits == "train")
+    facts: dict[str, Any] = {}
+    if name == "knn":
+        found = knn_scores(vectors, labelled["soft_block"].to_numpy(), splits, section.num_neighbours)
+        p_weak, facts["num_neighbours"] = found.p_weak, found.num_neighbours
+    else:
+        weak, strong = (labelled[f"pass_rate_{role}"].to_numpy() for role in ("weak", "strong"))
+        p_weak = mf_scores(vectors, weak, strong, splits, section)
+    return _write(config, store, name, settings, pa.table([labelled["query_id"], pa.array(p_weak)], schema=SCORES), facts)
+
+
+def _skipped(config: RunConfig, store: ArtifactStore, name: str, settings: Mapping[str, Any], *, force: bool) -> StageResult | None:
+    """The result of a baseline that is finished; None where it is to be made."""
+    output = store.scores(name)
+    if output.plan(settings, force=force) != "skip":
+        return None
+    return {"stage": "baselines", "baseline": name, "action": "skip", "path": output.path, **output.manifest()["counts"]}
+
+
+def _write(
+    config: RunConfig, store: ArtifactStore, name: str, settings: Mapping[str, Any], scores: pa.Table, facts: Mapping[str, Any]
+) -> StageResult:
+    output = store.scores(name)
+    output.begin(settings)
+    with output.writer() as writer:
+        writer.write_table(scores)
+    counts = {"queries": len(scores), **facts}
+    output.finish(config.model_dump(mode="json"), counts)
+    return {"stage": "baselines", "baseline": name, "action": "run", "path": output.path, **counts}
+
+
+def _texts(column: pa.ChunkedArray) -> np.ndarray:
+    return np.array(column.to_pylist(), dtype=np.str_)

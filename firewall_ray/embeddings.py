@@ -1,0 +1,182 @@
+"""labels/ -> embeddings/<name>/: a vector for every labelled prompt, which knn and routellm_mf share.
+
+The vector comes from a sentence-transformers model or, where none is to be had, from the pair's weak model: the hidden states
+of its last layer, averaged over the prompt's tokens. Runs in the driver; `EmbeddingActor` runs on a Ray Data actor pool.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModel, AutoTokenizer
+
+from firewall_ray.actor_stage import run_actor_stage, torch_device, torch_threads
+from firewall_ray.artifacts import ArtifactStore, Dataset
+from firewall_ray.baselines_config import EmbeddingConfig
+from firewall_ray.config import RunConfig, VllmModelConfig, model_path
+from firewall_ray.errors import ArtifactError, ConfigError, ModelError
+from firewall_ray.job import StageResult
+from firewall_ray.router.data import encode, pad_rows
+from firewall_ray.schemas import EMBEDDINGS
+
+
+def embedding_name(config: RunConfig) -> str:
+    """The folder under embeddings/, which says what made the vectors: hidden_states_<model key>, or the model's own name."""
+    path = config.baselines.embedding.sentence_transformer
+    if path is None:
+        return f"hidden_states_{config.pair.weak}"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", path.rstrip("/").rpartition("/")[2])
+
+
+def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *, force: bool = False) -> StageResult:
+    """Embed `prompts` (query_id, prompt), which are rows of labels/.
+
+    Raises ConfigError where the weak model has no folder to read hidden states from, ModelError where a model cannot be loaded.
+    """
+    embedding = config.baselines.embedding
+    output = store.embeddings(embedding_name(config))
+    path = _model_path(config)
+    settings = {
+        "path": path,
+        "pooling": "hidden_states" if embedding.sentence_transformer is None else "sentence_transformer",
+        "max_length": embedding.max_length,
+        "labels": store.labels().identity(),
+        "num_prompts": len(prompts),
+    }
+    result = {"stage": "embed", "path": output.path}
+    action = output.plan(settings, force=force)
+    if action == "skip":
+        return {**result, "action": action, **output.manifest()["counts"]}
+    _check_loads(path, embedding)
+    output.begin(settings, keep_files=action == "resume")
+    run_actor_stage("embed", output, prompts.select(["query_id", "prompt"]), EmbeddingActor, (path, embedding), embedding)
+    counts = {"queries": len(prompts)}
+    output.finish(config.model_dump(mode="json"), counts)
+    return {**result, "action": action, **counts}
+
+
+def read_embeddings(dataset: Dataset, query_ids: Sequence[str]) -> NDArray[np.float32]:
+    """The vectors of these queries in this order, (num_queries, dimension).
+
+    Raises ArtifactError where a query has none, or where they differ in length or hold what is not a number.
+    """
+    table = dataset.require().read()
+    rows = pc.index_in(pa.array(query_ids, pa.string()), value_set=table["query_id"].combine_chunks())
+    if rows.null_count:
+        missing = query_ids[pc.index(rows.is_null(), True).as_py()]
+        raise ArtifactError(f"embeddings: {dataset.path} lacks query {missing!r}. Run: {dataset.made_by} --config FILE --force")
+    lengths = pc.list_value_length(table["embedding"]).unique().to_pylist()
+    if len(lengths) != 1 or not lengths[0]:
+        raise ArtifactError(f"embeddings: {dataset.path} has vectors of {lengths} numbers; all must have the same, at least 1.")
+    vectors = pc.list_flatten(table["embedding"]).to_numpy().reshape(-1, lengths[0])[rows.to_numpy()]
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        raise ArtifactError(f"embeddings: {dataset.path}: the vector of {query_ids[wrong[0]]!r} holds what is no finite number.")
+    return vectors
+
+
+def centred(vectors: NDArray[np.float32], is_train: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Less the mean of the training rows, and scaled to length 1; a vector that is the mean itself stays 0.
+
+    Hidden states share one large component, next to which the differences between queries vanish in cosines.
+
+    >>> centred(np.float32([[9, 0], [9, 2], [9, 4]]), np.array([True, True, True]))
+    array([[ 0., -1.],
+           [ 0.,  0.],
+           [ 0.,  1.]], dtype=float32)
+    """
+    differences = vectors - vectors[is_train].mean(axis=0, dtype=np.float64).astype(np.float32)
+    lengths = np.linalg.norm(differences, axis=1, keepdims=True)
+    return differences / np.where(lengths > 0, lengths, 1)
+
+
+# On the actors -------------------------------------------------------------------------------------------------------
+
+
+class EmbeddingActor:
+    """Rows of (query_id, prompt) to rows of `schemas.EMBEDDINGS`. Loads the model once, when the actor starts."""
+
+    def __init__(self, path: str, embedding: EmbeddingConfig, progress: Any) -> None:
+        if (threads := torch_threads(embedding)) is not None:
+            torch.set_num_threads(threads)
+        self._embed = sentence_embedder(path, embedding) if embedding.sentence_transformer else HiddenStates(path, embedding)
+        self._progress = progress
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        vectors = np.asarray(self._embed(batch["prompt"].to_pylist()), dtype=np.float32)
+        self._progress.add.remote("embed", {"rows": len(batch)})
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]).cast(pa.list_(pa.float32()))
+        return pa.Table.from_arrays([batch["query_id"].cast(pa.string()), lists], schema=EMBEDDINGS)
+
+
+class HiddenStates:
+    """A causal LM's last hidden states, averaged over the prompt's tokens; padding does not count."""
+
+    def __init__(self, path: str, embedding: EmbeddingConfig) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
+        self._device = torch_device(embedding)
+        self._model = AutoModel.from_pretrained(path, dtype=torch.float32).to(self._device).eval()
+        self._embedding = embedding
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """float32, (num_prompts, hidden size)."""
+        ids, _ = encode(self._tokenizer, prompts, self._embedding.max_length)
+        vectors = np.empty((len(ids), self._model.config.hidden_size), dtype=np.float32)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
+        for start in range(0, len(order), self._embedding.batch_size):
+            rows = order[start : start + self._embedding.batch_size]
+            # On the right, where a causal model's earlier tokens cannot see the padding.
+            input_ids, mask = (t.to(self._device) for t in pad_rows([ids[i] for i in rows], self._tokenizer.pad_token_id))
+            states = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+            weights = mask.unsqueeze(-1)
+            vectors[rows] = ((states * weights).sum(dim=1) / weights.sum(dim=1)).cpu().numpy()
+        return vectors
+
+
+def sentence_embedder(path: str, embedding: EmbeddingConfig) -> Any:
+    """A function from prompts to vectors, pooled as the sentence-transformers model says."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as e:
+        raise ModelError(
+            "baselines.embedding.sentence_transformer needs the package sentence-transformers on every node: "
+            "pip install sentence-transformers. Or set it to null, for the weak model's hidden states."
+        ) from e
+    model = SentenceTransformer(path, device=torch_device(embedding))
+    return lambda prompts: model.encode(list(prompts), batch_size=embedding.batch_size, show_progress_bar=False)
+
+
+# Checks --------------------------------------------------------------------------------------------------------------
+
+
+def _model_path(config: RunConfig) -> str:
+    if config.baselines.embedding.sentence_transformer is not None:
+        return model_path(config.baselines.embedding.sentence_transformer)
+    weak = config.models[config.pair.weak]
+    if not isinstance(weak, VllmModelConfig):
+        raise ConfigError(
+            f"baselines.embedding: the weak model {config.pair.weak!r} is served elsewhere, so its hidden states cannot be read. "
+            "Name a sentence-transformers model in baselines.embedding.sentence_transformer."
+        )
+    return model_path(weak.path)
+
+
+def _check_loads(path: str, embedding: EmbeddingConfig) -> None:
+    """In the driver, before actors start: an error in an actor's start reads as that actor's death."""
+    if embedding.sentence_transformer is not None:
+        sentence_embedder(path, embedding.model_copy(update={"device": "cpu"}))
+        return
+    try:
+        AutoTokenizer.from_pretrained(path)
+    except Exception as e:  # transformers raises OSError, ValueError, KeyError, JSON and Rust errors here
+        raise ModelError(
+            f"baselines.embedding: the weak model's tokenizer cannot be loaded from {path!r}: {str(e).strip().splitlines()[0]} "
+            "Give a Hugging Face folder that every node sees, or a hub id that this machine can reach."
+        ) from e
