@@ -17,7 +17,10 @@ def router(max_length: int = 64, **backbone: object) -> RouterConfig:
     return RouterConfig(backbone=BackboneConfig.model_validate(backbone), max_length=max_length)
 
 
-@pytest.mark.parametrize("backbone", [SCRATCH, {"path": WEAK}], ids=["scratch", "causal"])
+LLAMA = {**SCRATCH, "architecture": "llama"}
+
+
+@pytest.mark.parametrize("backbone", [SCRATCH, LLAMA, {"path": WEAK}], ids=["scratch", "scratch-causal", "causal"])
 def test_a_backbone_gives_one_logit_that_ignores_padding(backbone: dict[str, object]) -> None:
     config = router(**backbone)
     tokenizer = load_tokenizer(config.backbone)
@@ -29,6 +32,36 @@ def test_a_backbone_gives_one_logit_that_ignores_padding(backbone: dict[str, obj
     assert together.shape == (2, 1)
     assert together.dtype == torch.float32
     torch.testing.assert_close(together[0], alone[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backbone", [LLAMA, {"path": WEAK}], ids=["scratch", "checkpoint"])
+def test_a_causal_backbone_reads_the_last_token_that_is_not_padding(backbone: dict[str, object]) -> None:
+    config = router(**backbone)
+    tokenizer = load_tokenizer(config.backbone)
+    torch.manual_seed(0)
+    model = build_model(config, tokenizer).eval()
+    rows = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
+    ids, mask = pad_rows(rows, tokenizer.pad_token_id)
+    hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+    expected = torch.stack([model.score.weight @ hidden[i, len(row) - 1] for i, row in enumerate(rows)])
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, expected)
+    swapped = ids.clone()
+    swapped[1, 0] = 20  # the last token has seen the first
+    assert abs(model(input_ids=swapped, attention_mask=mask).logits - expected)[1] > 1e-7
+
+
+def test_a_causal_backbone_whose_tokenizer_has_no_pad_token_pads_with_eos(tmp_path: Path) -> None:
+    backbone = {"path": WEAK}
+    plain = load_tokenizer(BackboneConfig.model_validate(backbone))
+    plain.pad_token = None
+    plain.save_pretrained(tmp_path)
+    config = router(**backbone, tokenizer=str(tmp_path))
+    tokenizer = load_tokenizer(config.backbone)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    model = build_model(config, tokenizer).eval()
+    ids, mask = pad_rows([[5, 6, 7], [8]], tokenizer.pad_token_id)
+    alone = model(input_ids=torch.tensor([[8]])).logits
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits[1:], alone, atol=1e-5, rtol=0)
 
 
 def test_a_network_from_scratch_depends_on_word_order() -> None:
