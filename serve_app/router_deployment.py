@@ -101,6 +101,7 @@ class Router:
                 batch_size=self._scoring.batch_size,
                 device="cuda" if on_gpu else "cpu",
                 num_threads=None if on_gpu else max(1, int(self._scoring.num_cpus)),
+                compiled=not on_gpu,
             )
         card = predictor.card
         if (card.weak.key, card.strong.key) != self._pair:

@@ -4,6 +4,7 @@ Runs on a scoring actor or a router replica. A prompt's score does not depend on
 masked and the arithmetic is float32, so scores of the same prompt differ by rounding alone (below 1e-5).
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -16,7 +17,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from firewall_ray.artifacts import Dataset
 from firewall_ray.errors import ModelError
 from firewall_ray.router.card import CARD_FILE, RouterCard, parse_card
+from firewall_ray.router.cpu_runtime import Logits, Network, compile_for_cpu
 from firewall_ray.router.data import encode, pad_rows
+
+logger = logging.getLogger(__name__)
 
 
 class Scored(NamedTuple):
@@ -30,12 +34,30 @@ class RouterPredictor:
     """A trained router, ready to score.
 
     folder: a local `routers/<name>/` (its card included). batch_size: prompts in one forward pass. num_threads: torch's
-    threads in this process, None leaves them. Raises ModelError when the folder is not a whole router.
+    threads in this process, None leaves them. compiled: take seconds to load for less time a call, with `num_threads` threads
+    (default 1); on a CPU alone, and where it fails torch runs the network after all. Raises ModelError when the folder is not a
+    whole router.
     """
 
-    def __init__(self, folder: str | Path, *, batch_size: int = 64, device: str = "cpu", num_threads: int | None = None) -> None:
+    max_length: int
+    _network: Network
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        batch_size: int = 64,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        compiled: bool = False,
+    ) -> None:
         self.card: RouterCard = read_card(folder)
         self._load(Path(folder), self.card.max_length, batch_size, device, num_threads)
+        if compiled:
+            try:
+                self._network = compile_for_cpu(self.model, num_threads or 1, self.max_length)
+            except ModelError as e:
+                logger.warning("%s Torch runs it, which takes longer.", e)
 
     @classmethod
     def of_weights(cls, folder: str | Path, *, max_length: int, batch_size: int, device: str) -> Self:
@@ -57,7 +79,9 @@ class RouterPredictor:
                 f"router: {folder} cannot be loaded ({type(e).__name__}: {e}). Train it again: python jobs/train_router.py "
                 "--config FILE --force"
             ) from e
+        model.config.use_cache = False  # of keys and values, which causal backbones would keep for tokens to come
         self.model = model.to(device).eval()
+        self._network = Logits(self.model)
         self.max_length = max_length
         self.batch_size = batch_size
         self.device = device
@@ -81,7 +105,7 @@ class RouterPredictor:
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             input_ids, mask = pad_rows([ids[i] for i in rows], self.tokenizer.pad_token_id)
-            logits = self.model(input_ids=input_ids.to(self.device), attention_mask=mask.to(self.device)).logits[:, 0]
+            logits = self._network(input_ids.to(self.device), mask.to(self.device))[:, 0]
             p_weak[rows] = torch.sigmoid(logits).cpu().numpy()
         return p_weak
 
