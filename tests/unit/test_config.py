@@ -48,7 +48,7 @@ def test_a_minimal_config_has_the_papers_defaults(tmp_path: Path) -> None:
         ("queries.tasks.tiny_world.num_trian=1", "did you mean queries.tasks.tiny_world.num_train?"),
         ("models.weak.max_model_length=9", "models.weak.max_model_length: unknown key; did you mean models.weak.max_model_len?"),
         ("router.backbone.hiden_size=8", "did you mean router.backbone.hidden_size?"),
-        ("xyzzy=1", "xyzzy: unknown key; known here: evaluation, grading, models"),
+        ("xyzzy=1", "xyzzy: unknown key; known here: baselines, evaluation, grading, models"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_right_one(tmp_path: Path, override: str, named: str) -> None:
