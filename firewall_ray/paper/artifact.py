@@ -104,7 +104,7 @@ def _backbones(config: RunConfig, store: ArtifactStore, queries: LabelledQueries
     """By label design: the run's own backbone, which the others are compared with, and the others."""
     own = tables.backbone_name(config.router.backbone)
     stores = {own: store} | {name: BackboneStore(store.root, name) for name in config.paper.backbones}
-    reports = {}
+    reports: dict[str, Report] = {}
     for design in config.paper.backbone_designs:
         scores = [replace(read_scores(place, design, queries, validation_ids), name=name) for name, place in stores.items()]
         reports[design] = build_report(config, queries, scores, own)
