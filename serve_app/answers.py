@@ -1,6 +1,6 @@
 """What a model deployment hands back, and what a client of it makes of that.
 
-`WholeAnswer`, `StreamHead` and `Usage` cross from a model replica to the ingress; `Answer` is what the ingress sends on.
+`WholeAnswer`, `StreamPart` and `Usage` cross from a model replica to the ingress; `Answer` is what the ingress sends on.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,10 +32,14 @@ class WholeAnswer:
 
 
 @dataclass(frozen=True)
-class StreamHead:
-    """First item of a stream, sent once the model has its first token. Chunks (bytes) follow, then a `Usage`."""
+class StreamPart:
+    """What of a stream crosses together, since crossing costs more than the bytes. chunk: whole events, perhaps none. model_s:
+    of the first part, which is sent once the model has its first token. usage: of a part near the end.
+    """
 
-    model_s: float
+    chunk: bytes
+    model_s: float | None = None
+    usage: Usage | None = None
 
 
 @dataclass

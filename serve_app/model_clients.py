@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from firewall_ray.serving_config import ServingConfig
-from serve_app.answers import Answer, Endpoint, ModelUnavailable, StreamHead, Unavailable, Usage, WholeAnswer
+from serve_app.answers import Answer, Endpoint, ModelUnavailable, StreamPart, Unavailable, WholeAnswer
 from serve_app.model_watch import ModelWatch
 
 logger = logging.getLogger("ray.serve")
@@ -59,13 +59,13 @@ class DeployedModel:
             if first.status >= 500:
                 raise ModelUnavailable("failed")
             return Answer(first.status, first.body, first.usage, first.model_s)
-        assert isinstance(first, StreamHead)
+        assert isinstance(first, StreamPart)
 
         async def release() -> None:
             call.cancel()  # does nothing to a stream that ended; else the client left, and the model shall stop
 
         answer = Answer(200, b"", model_s=first.model_s, release=release)
-        answer.body = _chunks(call, answer)
+        answer.body = _chunks(first, call, answer)
         return answer
 
     async def check(self) -> None:
@@ -73,13 +73,13 @@ class DeployedModel:
         await self._watch.check()
 
 
-async def _chunks(call: Any, answer: Answer) -> AsyncIterator[bytes]:
-    """The chunks of a stream that has begun; the usage at its end goes into `answer`."""
-    async for item in call:
-        if isinstance(item, Usage):
-            answer.usage = item
-        elif item:
-            yield item
+async def _chunks(first: StreamPart, rest: AsyncIterator[StreamPart], answer: Answer) -> AsyncIterator[bytes]:
+    """The chunks of a stream that has begun; the usage near its end goes into `answer`."""
+    yield first.chunk
+    async for part in rest:
+        answer.usage = part.usage or answer.usage
+        if part.chunk:
+            yield part.chunk
 
 
 def _why(error: Exception) -> Unavailable:

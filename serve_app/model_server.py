@@ -20,7 +20,7 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
 )
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 
-from serve_app.answers import Endpoint, StreamHead, Usage, WholeAnswer
+from serve_app.answers import Endpoint, StreamPart, Usage, WholeAnswer
 from serve_app.http_errors import error_body, first_problem
 
 REQUEST_TYPES: dict[Endpoint, type[BaseModel]] = {"chat": ChatCompletionRequest, "completions": CompletionRequest}
@@ -53,8 +53,8 @@ class ModelServer(LLMServer):
         usage = Usage(response.usage.prompt_tokens, response.usage.completion_tokens or 0)
         return WholeAnswer(200, to_json(response), usage, _since(began))
 
-    async def stream(self, endpoint: Endpoint, body: bytes) -> AsyncIterator[WholeAnswer | StreamHead | bytes | Usage]:
-        """StreamHead, chunks of server-sent events, Usage; or one WholeAnswer, a 4xx."""
+    async def stream(self, endpoint: Endpoint, body: bytes) -> AsyncIterator[WholeAnswer | StreamPart]:
+        """Server-sent events, one part with the usage among them; or one WholeAnswer, a 4xx."""
         began = time.perf_counter()
         parsed = from_json(body)
         options = parsed.get("stream_options")
@@ -72,18 +72,17 @@ class ModelServer(LLMServer):
             yield _refusal(error.code, error.message, began=began)
             return
 
-        yield StreamHead(_since(began))
-        yield first.encode()
-        usage = Usage(0, 0)
+        yield StreamPart(first.encode(), model_s=_since(began))
         # The first token leaves at once; of the others, those of some milliseconds leave together.
         async for batch in self._batch_output_stream(events):
+            usage = None
             for event in batch:
                 if event.startswith(ERROR):  # in the engine's words, which are for its log
                     raise RuntimeError("the engine failed in the middle of its answer")
                 if NO_CHOICES in event:
                     usage = _usage_of(event)
-            yield "".join(event for event in batch if usage_is_wanted or NO_CHOICES not in event).encode()
-        yield usage
+            chunk = "".join(event for event in batch if usage_is_wanted or NO_CHOICES not in event)
+            yield StreamPart(chunk.encode(), usage=usage)
 
     async def _ask(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Any]:
         """The engine's responses: one, or a stream's events as text."""

@@ -175,6 +175,7 @@ def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> App
         name="Router",
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options=resources,
+        logging_config={"enable_access_log": False},  # the ingress has one
         autoscaling_config={
             "min_replicas": replicas.min,
             "max_replicas": replicas.max,
