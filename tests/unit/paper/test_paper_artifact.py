@@ -117,6 +117,22 @@ def test_the_claims_say_what_holds_beyond_chance(finished: RunConfig) -> None:
         assert claim["low"] <= claim["value"] <= claim["high"]
 
 
+def test_a_claim_is_the_difference_of_two_rows_of_the_tables(finished: RunConfig) -> None:
+    claims = {(claim["router"], claim["against"]): claim for claim in load_claims(ArtifactStore(finished.root).paper())
+              if claim["metric"] == "apgr"}  # fmt: skip
+    of_all = {row["label"]: row for row in rows(finished, "table_3") if row["task"] == "all"}
+    soft, rival = of_all["soft_block"], of_all["weak_pass_rate"]
+    linear = claims["soft_block", "linear interpolation"]
+    # The APGR of a straight line is 0.5 in every resample, so the interval is the router's own, moved.
+    for key, column in (("value", "APGR"), ("low", "APGR low"), ("high", "APGR high")):
+        assert linear[key] == pytest.approx(float(soft[column]) - 0.5, abs=1e-9)
+    against = claims["soft_block", "weak_pass_rate"]
+    assert against["value"] == pytest.approx(float(soft["APGR"]) - float(rival["APGR"]), abs=1e-9)
+    assert (against["low"], against["high"]) == pytest.approx(
+        (-float(rival["difference in APGR high"]), -float(rival["difference in APGR low"])), abs=1e-9
+    )
+
+
 def test_the_second_run_is_skipped_and_new_scores_are_noticed(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     store = ArtifactStore(config.root)
