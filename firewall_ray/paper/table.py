@@ -49,7 +49,10 @@ Row = tuple[tuple[str, ...], tuple[Cell, ...]]  # what the row is of; its number
 
 @dataclass(frozen=True)
 class Table:
-    """keys: names of the text columns on the left. columns: names of the numbers. notes: what a reader must know below it."""
+    """keys: names of the text columns on the left. columns: names of the numbers. notes: what a reader must know below it.
+
+    best: numbers of the rows, from 0, that are the best of their group and stand in bold.
+    """
 
     name: str
     title: str
@@ -57,14 +60,17 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    best: frozenset[int] = frozenset()
 
 
 def markdown(table: Table) -> str:
     """A GitHub table under its title, its notes below."""
     header = [*table.keys, *table.columns]
     lines = [f"## {table.title}", "", _pipes(header), _pipes(["---"] * len(table.keys) + ["---:"] * len(table.columns))]
-    for texts, cells in table.rows:
+    for number, (texts, cells) in enumerate(table.rows):
         escaped = [text.replace("|", "\\|") for text in texts]
+        if number in table.best:
+            escaped[-1] = f"**{escaped[-1]}**"
         lines.append(_pipes([*escaped, *(f"{cell.number()} {cell.interval()}".strip() for cell in cells)]))
     return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
 
@@ -90,12 +96,15 @@ def latex(table: Table) -> str:
         _ampersands([*map(_tex, table.keys), *map(_tex, table.columns)]),
     ]
     group = None
-    for texts, cells in table.rows:
+    for number, (texts, cells) in enumerate(table.rows):
         if texts[0] != group:
             lines.append(r"\midrule")
             group = texts[0]
         numbers = [rf"{cell.number()} {{\tiny {cell.interval()}}}" if cell.interval() else cell.number() for cell in cells]
-        lines.append(_ampersands([*map(_tex, texts), *numbers]))
+        names = [_tex(text) for text in texts]
+        if number in table.best:
+            names[-1] = rf"\textbf{{{names[-1]}}}"
+        lines.append(_ampersands([*names, *numbers]))
     caption = " ".join([f"{table.title}.", *table.notes])
     lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{_tex(caption)}}}", rf"\label{{tab:{table.name}}}", r"\end{table*}"]
     return "\n".join([*lines, ""])

@@ -3,7 +3,7 @@
 A report is what `evaluation/report.py` builds, the content of report.json, so every number comes with its interval.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from firewall_ray.config import BackboneConfig, PaperConfig
@@ -23,10 +23,11 @@ COLUMNS = {
     "APGR": "apgr",
 }
 ALL = "all"
-LINEAR = "random (linear interpolation)"
+LINEAR, ORACLE = "random (linear interpolation)", "oracle"
 MEANING = (
-    "In percent, test split. PR@x: mean pass rate with x of the queries sent to the strong model. CPT(x): smallest share of strong "
-    "calls that recovers x of the gap between the models; empty where no share does. APGR: trapezoid over 11 points, random 50."
+    "In percent, test split; the best router in bold. PR@x: mean pass rate with x of the queries sent to the strong model. CPT(x): "
+    "smallest share of strong calls that recovers x of the gap between the models; empty where no share does. APGR: trapezoid over "
+    "11 points, random 50."
 )
 INTERVALS = (
     "In brackets: {confidence:.0%} bootstrap intervals over queries ({num_bootstrap:,} resamples). Differences are paired: router "
@@ -42,7 +43,7 @@ def table_1(report: Report, config: PaperConfig, titles: Mapping[str, str], *, w
     rows: list[Row] = []
     for task in tasks_of(report):
         named = _compared(report, config, task, titles)
-        rows += [*_models(report, task), *_rows(report, task, {LINEAR: "random", **named, "oracle": "oracle"}, (task,))]
+        rows += [*_models(report, task), *_rows(report, task, {LINEAR: "random", **named, ORACLE: "oracle"}, (task,))]
         if with_published and task in published.APGR:
             cells = tuple(Cell(published.APGR[task] if metric == "apgr" else None) for metric in COLUMNS.values())
             rows.append(((task, published.NAME), (*cells, Cell(None))))
@@ -55,7 +56,7 @@ def table_2(reports: Mapping[str, Report], config: PaperConfig, titles: Mapping[
     for pair, report in reports.items():
         for task in tasks_of(report):
             named = _compared(report, config, task, titles)
-            rows += _rows(report, task, {LINEAR: "random", **named, "oracle": "oracle"}, (pair, task))
+            rows += _rows(report, task, {LINEAR: "random", **named, ORACLE: "oracle"}, (pair, task))
     note = (
         f"All routers were trained on the pair {trained_on}. Margin Sampling, which is not trained, reads each pair's weak model."
     )
@@ -138,4 +139,16 @@ def _models(report: Report, task: str) -> Iterator[Row]:
 
 def _table(name: str, title: str, keys: tuple[str, ...], rows: Iterable[Row], report: Report, *notes: str) -> Table:
     facts = {**report["settings"], "reference": report["comparisons"]["reference"]}
-    return Table(name, title, keys, (*COLUMNS, "difference in APGR"), tuple(rows), (MEANING, INTERVALS.format(**facts), *notes))
+    made, said = tuple(rows), (MEANING, INTERVALS.format(**facts), *notes)
+    return Table(name, title, keys, (*COLUMNS, "difference in APGR"), made, said, _best(made))
+
+
+def _best(rows: Sequence[Row]) -> frozenset[int]:
+    """The highest APGR among the routers of each group, a group being rows that differ in their last text alone."""
+    apgr = list(COLUMNS).index("APGR")
+    best: dict[tuple[str, ...], tuple[float, int]] = {}
+    for number, (texts, cells) in enumerate(rows):
+        value = cells[apgr].value
+        if value is not None and texts[-1] not in (LINEAR, ORACLE, published.NAME):
+            best[texts[:-1]] = max(best.get(texts[:-1], (value, number)), (value, number))
+    return frozenset(number for _, number in best.values())

@@ -66,6 +66,14 @@ def test_table_1_has_the_baselines_ours_and_the_bounds_but_no_other_label_design
     assert {row["task"] for row in rows(finished, "table_1")} == {"facts", "sums", "all"}
 
 
+def test_the_best_router_of_a_task_is_in_bold_and_never_a_bound(finished: RunConfig) -> None:
+    of_task = {row["router"]: float(row["APGR"]) for row in rows(finished, "table_1") if row["task"] == "sums" and row["APGR"]}
+    routers = {name: value for name, value in of_task.items() if name in ("some_baseline", "soft_block", "hard_block")}
+    text = (folder(finished) / "tables.md").read_text().split("## Table 2")[0]
+    assert text.count("**") == 2 * 3  # two tasks, and all of them
+    assert f"| sums | **{max(routers, key=lambda name: routers[name])}** |" in text
+
+
 def test_linear_interpolation_lies_on_the_line_between_the_models(finished: RunConfig) -> None:
     by_router = {row["router"]: row for row in rows(finished, "table_1") if row["task"] == "all"}
     weak, strong = (float(by_router[f"always {role}"]["PR@50%"]) for role in ("weak", "strong"))
