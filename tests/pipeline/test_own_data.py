@@ -42,7 +42,7 @@ def config_with_outcomes(root: Path, path: Path) -> RunConfig:
     router: dict[str, Any] = {
         "designs": ["soft_block"],
         "backbone": {"path": None, "tokenizer": "quickstart/models/weak", "hidden_size": 32, "num_layers": 1},
-        "epochs": 6,
+        "epochs": 4,
         "batch_size": 16,
         "learning_rate": 5e-3,
         "max_length": 32,
@@ -76,6 +76,6 @@ def test_a_router_is_trained_scored_and_reported_on_outcomes_alone(tmp_path: Pat
     run_scoring(config, store)
     run_report(config, store)
     found = load_report(store.report())["routers"]
-    # Half of the queries gain 1, so the oracle has the first half of the curve for the whole gap: 0.75.
-    assert found["soft_block"]["outcomes"]["apgr"]["value"] > 0.7
-    assert found["soft_block"]["outcomes"]["apgr"]["value"] <= found["oracle"]["outcomes"]["apgr"]["value"]
+    # The label follows from the animal without exception, so the ranking is the oracle's.
+    assert found["soft_block"]["outcomes"]["apgr"] == found["oracle"]["outcomes"]["apgr"]
+    assert found["soft_block"]["outcomes"]["apgr"]["low"] > 0.5
