@@ -68,7 +68,7 @@ def backbones(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
     return results
 
 
-STAGES: tuple[Stage, ...] = (prepare_queries, sample, grade, label, baselines, train_router, score, backbones)
+STAGES: tuple[Stage, ...] = (prepare_queries, sample, grade, label, train_router, score, backbones, baselines)
 
 
 def _other_pairs(config: RunConfig, store: ArtifactStore) -> list[tuple[RunConfig, PairStore]]:
