@@ -22,6 +22,7 @@ from firewall_ray.progress import watch
 
 CHECKPOINT = "_checkpoint"
 WANTED = "_wanted"
+MAX_RESTARTS = 3  # of a dead actor; Ray Data's own limit is none, and then a model too large for the memory dies for ever
 ROWS_PER_CALL = 256  # also the rows of a file, and what a kill can lose of each actor's work
 
 Actor = Callable[[pa.Table], pa.Table]
@@ -59,6 +60,8 @@ def run_actor_stage(
                 compute=ray.data.ActorPoolStrategy(min_size=pool.replicas.min, max_size=pool.replicas.max),
                 num_cpus=pool.num_cpus,
                 num_gpus=1 if pool.device == "gpu" else 0,
+                max_restarts=MAX_RESTARTS,
+                max_task_retries=MAX_RESTARTS,
             ).write_parquet(output.path, filesystem=output.filesystem)
     except RayError as e:
         cause = getattr(e, "cause", None)

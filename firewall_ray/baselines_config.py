@@ -19,6 +19,15 @@ class ActorsConfig(Strict):
     num_cpus: float = Field(1, gt=0, description="CPUs, and torch threads, of an actor.")
 
 
+class OpenAIEmbeddingConfig(Strict):
+    """An OpenAI-compatible /v1/embeddings."""
+
+    base_url: str = Field("https://api.openai.com/v1", description="Up to and including /v1.")
+    model: str = Field("text-embedding-3-small", description="The id that the server knows it by. RouteLLM's is the default.")
+    api_key_env: str | None = Field("OPENAI_API_KEY", description="Name of the environment variable with the key. None: no key.")
+    timeout_s: float = Field(120, gt=0, description="Of one request of `batch_size` prompts.")
+
+
 class EmbeddingConfig(ActorsConfig):
     """What turns a prompt into a vector, for knn and routellm_mf."""
 
@@ -27,7 +36,16 @@ class EmbeddingConfig(ActorsConfig):
         description="Hub id or folder of a sentence-transformers model, such as sentence-transformers/all-MiniLM-L6-v2; needs "
         "that package. None: the last hidden states of the pair's weak model, averaged over the prompt's tokens.",
     )
-    max_length: Positive = Field(512, description="Tokens of a prompt that are read. A sentence-transformers model has its own.")
+    openai: OpenAIEmbeddingConfig | None = Field(None, description="An embeddings API instead; RouteLLM's weights want one.")
+    max_length: Positive = Field(
+        512, description="Tokens of a prompt that hidden states are read of. The other sources have their own."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "EmbeddingConfig":
+        if self.openai is not None and self.sentence_transformer is not None:
+            raise ValueError("`openai` and `sentence_transformer` are both set; keep one")
+        return self
 
 
 class KnnConfig(Strict):
@@ -37,8 +55,15 @@ class KnnConfig(Strict):
 
 
 class RoutellmMfConfig(Strict):
-    """RouteLLM's own training settings, from its train_matrix_factorization.py."""
+    """RouteLLM's own training settings, from its train_matrix_factorization.py; or its weights."""
 
+    weights: str | None = Field(
+        None,
+        description="RouteLLM's published weights instead of training: the hub id routellm/mf_gpt4_augmented, or its folder. They "
+        "were trained on text-embedding-3-small, so baselines.embedding.openai must be set. None: trained on this run's outcomes.",
+    )
+    published_strong: int = Field(24, ge=0, description="With weights: which of their 64 models is strong. 24: gpt-4-1106-preview.")
+    published_weak: int = Field(36, ge=0, description="And which is weak. 36: mixtral-8x7b-instruct-v0.1, RouteLLM's own pair.")
     dim: Positive = Field(128, description="Of the models' vectors, and of the projected query.")
     epochs: Positive = Field(100, description="The epoch with the lowest validation loss is kept.")
     batch_size: Positive = 64
@@ -88,6 +113,15 @@ class BaselinesConfig(Strict):
     knn: KnnConfig = KnnConfig()
     routellm_mf: RoutellmMfConfig = RoutellmMfConfig()
     bart_score: BartScoreConfig = BartScoreConfig()
+
+    @model_validator(mode="after")
+    def _published_weights_have_their_embedding(self) -> "BaselinesConfig":
+        if self.routellm_mf.weights is not None and self.embedding.openai is None:
+            raise ValueError(
+                "routellm_mf.weights were trained on text-embedding-3-small; set embedding.openai to {} (with OPENAI_API_KEY), "
+                "or leave routellm_mf.weights out, and it is trained on this run's outcomes"
+            )
+        return self
 
     @field_validator("names")
     @classmethod

@@ -1,7 +1,8 @@
 """labels/ -> embeddings/<name>/: a vector for every labelled prompt, which knn and routellm_mf share.
 
-The vector comes from a sentence-transformers model or, where none is to be had, from the pair's weak model: the hidden states
-of its last layer, averaged over the prompt's tokens. Runs in the driver; `EmbeddingActor` runs on a Ray Data actor pool.
+The vector comes from a sentence-transformers model, from an embeddings API or, where neither is to be had, from the pair's weak
+model: the hidden states of its last layer, averaged over the prompt's tokens; see embedders.py. Runs in the driver;
+`EmbeddingActor` runs on a Ray Data actor pool.
 """
 
 import re
@@ -13,21 +14,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
-from firewall_ray.actor_stage import run_actor_stage, torch_device, torch_threads
+from firewall_ray.actor_stage import run_actor_stage, torch_threads
 from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.baselines_config import EmbeddingConfig
 from firewall_ray.config import RunConfig, VllmModelConfig, model_path
+from firewall_ray.embedders import api_key, make_embedder, sentence_embedder
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
 from firewall_ray.job import StageResult
-from firewall_ray.router.data import encode, pad_rows
 from firewall_ray.schemas import EMBEDDINGS
 
 
 def embedding_name(config: RunConfig) -> str:
     """The folder under embeddings/, which says what made the vectors: hidden_states_<model key>, or the model's own name."""
-    path = config.baselines.embedding.sentence_transformer
+    embedding = config.baselines.embedding
+    path = embedding.openai.model if embedding.openai else embedding.sentence_transformer
     if path is None:
         return f"hidden_states_{config.pair.weak}"
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", path.rstrip("/").rpartition("/")[2])
@@ -43,7 +45,7 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
     path = _model_path(config)
     settings = {
         "path": path,
-        "pooling": "hidden_states" if embedding.sentence_transformer is None else "sentence_transformer",
+        "source": "openai" if embedding.openai else "sentence_transformer" if embedding.sentence_transformer else "hidden_states",
         "max_length": embedding.max_length,
         "labels": store.labels().identity(),
         "num_prompts": len(prompts),
@@ -52,9 +54,10 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
     action = output.plan(settings, force=force)
     if action == "skip":
         return {**result, "action": action, **output.manifest()["counts"]}
+    secret = api_key(embedding.openai) if embedding.openai else None
     _check_loads(path, embedding)
     output.begin(settings, keep_files=action == "resume")
-    run_actor_stage("embed", output, prompts.select(["query_id", "prompt"]), EmbeddingActor, (path, embedding), embedding)
+    run_actor_stage("embed", output, prompts.select(["query_id", "prompt"]), EmbeddingActor, (path, embedding, secret), embedding)
     counts = {"queries": len(prompts)}
     output.finish(config.model_dump(mode="json"), counts)
     return {**result, "action": action, **counts}
@@ -101,10 +104,10 @@ def centred(vectors: NDArray[np.float32], is_train: NDArray[np.bool_]) -> NDArra
 class EmbeddingActor:
     """Rows of (query_id, prompt) to rows of `schemas.EMBEDDINGS`. Loads the model once, when the actor starts."""
 
-    def __init__(self, path: str, embedding: EmbeddingConfig, progress: Any) -> None:
+    def __init__(self, path: str, embedding: EmbeddingConfig, secret: str | None, progress: Any) -> None:
         if (threads := torch_threads(embedding)) is not None:
             torch.set_num_threads(threads)
-        self._embed = sentence_embedder(path, embedding) if embedding.sentence_transformer else HiddenStates(path, embedding)
+        self._embed = make_embedder(path, embedding, secret)
         self._progress = progress
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -114,49 +117,12 @@ class EmbeddingActor:
         return pa.Table.from_arrays([batch["query_id"].cast(pa.string()), lists], schema=EMBEDDINGS)
 
 
-class HiddenStates:
-    """A causal LM's last hidden states, averaged over the prompt's tokens; padding does not count."""
-
-    def __init__(self, path: str, embedding: EmbeddingConfig) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
-        self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
-        self._device = torch_device(embedding)
-        self._model = AutoModel.from_pretrained(path, dtype=torch.float32).to(self._device).eval()
-        self._embedding = embedding
-
-    @torch.inference_mode()
-    def __call__(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        """float32, (num_prompts, hidden size)."""
-        ids, _ = encode(self._tokenizer, prompts, self._embedding.max_length)
-        vectors = np.empty((len(ids), self._model.config.hidden_size), dtype=np.float32)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-        for start in range(0, len(order), self._embedding.batch_size):
-            rows = order[start : start + self._embedding.batch_size]
-            # On the right, where a causal model's earlier tokens cannot see the padding.
-            input_ids, mask = (t.to(self._device) for t in pad_rows([ids[i] for i in rows], self._tokenizer.pad_token_id))
-            states = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
-            weights = mask.unsqueeze(-1)
-            vectors[rows] = ((states * weights).sum(dim=1) / weights.sum(dim=1)).cpu().numpy()
-        return vectors
-
-
-def sentence_embedder(path: str, embedding: EmbeddingConfig) -> Any:
-    """A function from prompts to vectors, pooled as the sentence-transformers model says."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as e:
-        raise ModelError(
-            "baselines.embedding.sentence_transformer needs the package sentence-transformers on every node: "
-            "pip install sentence-transformers. Or set it to null, for the weak model's hidden states."
-        ) from e
-    model = SentenceTransformer(path, device=torch_device(embedding))
-    return lambda prompts: model.encode(list(prompts), batch_size=embedding.batch_size, show_progress_bar=False)
-
-
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
 def _model_path(config: RunConfig) -> str:
+    if config.baselines.embedding.openai is not None:
+        return config.baselines.embedding.openai.model
     if config.baselines.embedding.sentence_transformer is not None:
         return model_path(config.baselines.embedding.sentence_transformer)
     weak = config.models[config.pair.weak]
@@ -170,6 +136,8 @@ def _model_path(config: RunConfig) -> str:
 
 def _check_loads(path: str, embedding: EmbeddingConfig) -> None:
     """In the driver, before actors start: an error in an actor's start reads as that actor's death."""
+    if embedding.openai is not None:
+        return
     if embedding.sentence_transformer is not None:
         sentence_embedder(path, embedding.model_copy(update={"device": "cpu"}))
         return

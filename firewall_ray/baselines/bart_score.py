@@ -68,7 +68,7 @@ def load_bart_tokenizer(path: str) -> PreTrainedTokenizerBase:
     except Exception as e:
         raise ModelError(
             f"baselines.bart_score: no tokenizer can be loaded from {path!r}: {_first_line(e)} Give a Hugging Face folder that "
-            "every node sees, or a hub id that this machine can reach; or path: null with a tokenizer, for a small BART from scratch."
+            "every node sees, or a hub id that this machine can reach; or path: null and a tokenizer, for a small one from scratch."
         ) from e
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         raise ModelError(f"baselines.bart_score: the tokenizer of {path!r} must have a pad and an EOS token.")
@@ -137,6 +137,7 @@ def _scratch_config(tokenizer: PreTrainedTokenizerBase, settings: BartScoreConfi
         decoder_ffn_dim=4 * settings.hidden_size,
         max_position_embeddings=settings.max_length,
         dropout=0.0,
+        init_std=settings.hidden_size**-0.5,  # BART's 0.02 is for 1,024 dimensions; a narrow network would hardly start to learn
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -13,15 +13,18 @@ Arrays in: embeddings and pass rates. Scores out. Runs in the driver: seconds on
 
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import normalize, softplus
 
 from firewall_ray.baselines_config import RoutellmMfConfig
-from firewall_ray.errors import LabelError
+from firewall_ray.errors import LabelError, ModelError
 
 Floats = NDArray[np.float32]
 WEAK, STRONG = 0, 1
@@ -72,6 +75,43 @@ def mf_scores(
             )
     model = fit(vectors, battles["train"], battles["validation"], 2, settings)
     return win_probability(model, vectors, WEAK, STRONG)
+
+
+def published_scores(embeddings: Floats, settings: RoutellmMfConfig) -> Floats:
+    """p_weak of every query by RouteLLM's published weights (`settings.weights`), for their models in place of the run's pair.
+
+    embeddings: those that the weights were trained on, as they are. Raises ModelError where the weights cannot be had, are not a
+    matrix factorisation, or do not fit the embeddings.
+    """
+    path = str(settings.weights)
+    try:
+        file = Path(path) / "model.safetensors"
+        tensors = load_file(file if file.exists() else hf_hub_download(path, "model.safetensors"))
+        weights = {name: tensors[name] for name in ("P.weight", "text_proj.0.weight", "classifier.0.weight")}
+    except Exception as e:  # huggingface_hub and safetensors raise OSError, ValueError, KeyError and errors of their own
+        raise ModelError(
+            f"baselines.routellm_mf.weights: {path!r} cannot be used: {type(e).__name__}: {e}. Give the folder or hub id of "
+            "RouteLLM's weights with its model.safetensors, or null, to train on this run's outcomes."
+        ) from e
+    num_models, dim = weights["P.weight"].shape
+    text_dim = weights["text_proj.0.weight"].shape[1]
+    if text_dim != embeddings.shape[1] or max(settings.published_weak, settings.published_strong) >= num_models:
+        raise ModelError(
+            f"baselines.routellm_mf.weights: {path!r} has {num_models} models and embeddings of {text_dim} numbers; the config "
+            f"asks for models {settings.published_weak} and {settings.published_strong}, embeddings/ has {embeddings.shape[1]}."
+        )
+    model = MatrixFactorization(num_models, text_dim, dim)
+    model.load_state_dict(
+        {
+            "models.weight": weights["P.weight"],
+            "projection.weight": weights["text_proj.0.weight"],
+            "projection.bias": torch.zeros(dim),
+            "classifier.weight": weights["classifier.0.weight"],
+        }
+    )
+    return win_probability(
+        model, torch.from_numpy(np.ascontiguousarray(embeddings)), settings.published_weak, settings.published_strong
+    )
 
 
 def outcome_battles(pass_rate_weak: Floats, pass_rate_strong: Floats, chosen: NDArray[np.bool_]) -> Battles:

@@ -15,7 +15,7 @@ from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.baselines.hybrid_llm_stages import hybrid_labels, run_hybrid_labels
 from firewall_ray.baselines.knn import knn_scores
 from firewall_ray.baselines.margin_sampling import margin_scores
-from firewall_ray.baselines.routellm_mf import mf_scores
+from firewall_ray.baselines.routellm_mf import mf_scores, published_scores
 from firewall_ray.config import RunConfig
 from firewall_ray.embeddings import centred, embedding_name, read_embeddings, run_embedding
 from firewall_ray.errors import ArtifactError
@@ -74,12 +74,15 @@ def describe(name: str, config: RunConfig) -> str:
 
     Any other name is returned as it is.
     """
-    embedding = config.baselines.embedding.sentence_transformer or f"{config.pair.weak} model's mean hidden states"
+    source = config.baselines.embedding
+    embedding = source.openai.model if source.openai else source.sentence_transformer
+    embedding = embedding or f"{config.pair.weak} model's mean hidden states"
+    trained = "its weights" if config.baselines.routellm_mf.weights else "trained here"
     bart = "" if config.baselines.bart_score.path else ", small BART from scratch"
     titles = {
         "margin_sampling": "Margin Sampling",
         "knn": f"kNN ({embedding})",
-        "routellm_mf": f"RouteLLM MF (trained here; {embedding})",
+        "routellm_mf": f"RouteLLM MF ({trained}; {embedding})",
         "hybrid_llm_det": f"Hybrid LLM (deterministic{bart})",
         "hybrid_llm_prob": f"Hybrid LLM (probabilistic{bart})",
         "hybrid_llm_trans": f"Hybrid LLM (transformed{bart})",
@@ -112,7 +115,11 @@ def _run_on_embeddings(config: RunConfig, store: ArtifactStore, name: str, label
     if skipped := _skipped(config, store, name, settings, force=force):
         return skipped
     splits = _texts(labelled["split"])
-    vectors = centred(read_embeddings(embeddings, labelled["query_id"].to_pylist()), splits == "train")
+    vectors = read_embeddings(embeddings, labelled["query_id"].to_pylist())
+    if name == "routellm_mf" and section.weights is not None:
+        p_weak = published_scores(vectors, section)
+        return _write(config, store, name, settings, pa.table([labelled["query_id"], pa.array(p_weak)], schema=SCORES), {})
+    vectors = centred(vectors, splits == "train")
     facts: dict[str, Any] = {}
     if name == "knn":
         found = knn_scores(vectors, labelled["soft_block"].to_numpy(), splits, section.num_neighbours)
