@@ -27,7 +27,7 @@ from serve_app.model_clients import DeployedModel, ModelClient
 from serve_app.page import page_response
 from serve_app.remote_model import RemoteModel
 from serve_app.request_parts import FIREWALL, asked_for
-from serve_app.router_deployment import DeployedRouter
+from serve_app.router_client import DeployedRouter
 from serve_app.telemetry import Telemetry
 
 
@@ -57,7 +57,7 @@ class Ingress:
         if serving.decision_log is not None:
             self._log = DecisionLog(decisions, serving.decision_log, telemetry.logged)
             observers.append(self._log)
-        self._gateway = Gateway(DeployedRouter(router), clients, ids, serving, observers)
+        self._gateway = Gateway(DeployedRouter(router, max_calls=serving.router_replicas.max + 1), clients, ids, serving, observers)
         self._serving = serving
 
     async def __serve_build_asgi_app__(self) -> Starlette:

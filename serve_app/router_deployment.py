@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import Field
 from ray import serve
 from ray.serve.deployment import Application
-from ray.serve.handle import DeploymentHandle
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.budget_control import BudgetController
@@ -24,6 +23,7 @@ from firewall_ray.router.predict import RouterPredictor, local_copy
 from firewall_ray.serving_config import BudgetControlConfig
 from firewall_ray.tasks.base import prompt_id
 from serve_app.decision import Decision
+from serve_app.router_client import Question
 from serve_app.telemetry import RayMetrics
 
 MAX_ONGOING_REQUESTS = 1_000
@@ -111,6 +111,10 @@ class Router:
         predictor.predict(["warm up"])  # so that the first request is not slow
         return predictor
 
+    async def decide_all(self, questions: list[Question]) -> list[list[Decision] | BaseException]:
+        """`decide` for several requests at once. One that fails does not fail the others."""
+        return await asyncio.gather(*(self.decide(*question) for question in questions), return_exceptions=True)
+
     async def decide(
         self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
     ) -> list[Decision]:
@@ -179,27 +183,10 @@ def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> App
         autoscaling_config={
             "min_replicas": replicas.min,
             "max_replicas": replicas.max,
-            "target_ongoing_requests": scoring.batch_size,
+            # An ingress asks in one call for all that came in during the one before: calls say how busy a replica is.
+            "target_ongoing_requests": 1,
         },
         user_config=RouterUserConfig(router=name, strong_fraction=config.serving.strong_fraction).model_dump(),
     )
     pair = (config.pair.weak, config.pair.strong)
     return deployment.bind(store, scoring, pair, config.evaluation.seed, config.serving.budget_control)
-
-
-class DeployedRouter:
-    """The `RouterClient` of the ingress."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._decide = handle.decide
-
-    async def decide(
-        self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
-    ) -> list[Decision]:
-        """As `Router.decide`. Cancelled with its caller, so that a router that is late does not work for nobody."""
-        call = self._decide.remote(texts, strong_fraction, are_questions, counts)
-        try:
-            return await call
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
