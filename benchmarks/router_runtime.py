@@ -1,9 +1,8 @@
 """What runs the router's network on a CPU: torch as it is against torch.compile, int8, ONNX Runtime and OpenVINO.
 
 The bound is torch eager, what `RouterPredictor` runs. Same weights, token ids and threads; rounds go through all runtimes in
-turn. A runtime is only of use where its scores lie within 1e-3 of torch eager's. ONNX Runtime and OpenVINO are no
-requirements of this project: those that are not installed are left out
-(pip install onnxruntime openvino onnx onnxscript).
+turn. A runtime is only of use where its scores lie within 1e-3 of torch eager's. OpenVINO is what serving takes. ONNX Runtime
+is no requirement of this project, and left out where it is not installed (pip install onnxruntime onnx onnxscript).
 
     python benchmarks/router_runtime.py --router runs/quickstart/routers/soft_block
     python benchmarks/router_runtime.py --shape deberta-v3-large --rounds 3 --repeats 3
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, PreTrainedModel
 
 from firewall_ray.artifacts import versions
+from firewall_ray.router.cpu_runtime import Logits, compile_for_cpu
 from firewall_ray.router.data import encode, pad_rows
 from firewall_ray.router.predict import RouterPredictor
 from firewall_ray.tasks.base import PROMPT_TEMPLATE
@@ -36,17 +36,6 @@ from firewall_ray.tasks.tiny_world import draw_unique
 Runtime = Callable[[Tensor, Tensor], np.ndarray]
 REFERENCE = "torch eager"
 TOLERANCE = 1e-3  # in p_weak
-
-
-class Logits(nn.Module):
-    """The network as a function of two tensors to one, which exporters want."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
 # Runtimes ------------------------------------------------------------------------------------------------------------
@@ -89,30 +78,28 @@ def quantised(path: Path) -> Path:
     return target
 
 
-def of_openvino(path: Path, threads: int) -> Runtime:
-    import openvino
-
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda ids, mask: compiled([ids.numpy(), mask.numpy()])[0]
+def of_openvino(model: PreTrainedModel, threads: int) -> Runtime:
+    network = compile_for_cpu(model, threads, max_length=64)
+    return lambda ids, mask: network(ids, mask).numpy()
 
 
-def runtimes(model: PreTrainedModel, threads: int, folder: Path) -> dict[str, Runtime]:
-    """Those that are installed and can run this network. What fails is printed: that a runtime cannot is a finding too."""
+def runtimes(model: PreTrainedModel, threads: int, folder: Path, without: list[str]) -> dict[str, Runtime]:
+    """Those that are installed and can run this network, but for `without`. One that cannot is a finding too, and printed."""
     network = Logits(model).eval()
     found = {REFERENCE: of_torch(network)}
     makers: dict[str, Callable[[], Runtime]] = {
         "torch.compile": lambda: of_torch(torch.compile(network, dynamic=True)),
+        "OpenVINO": lambda: of_openvino(model, threads),
         "torch int8": lambda: of_torch(torch.ao.quantization.quantize_dynamic(network, {nn.Linear})),
     }
-    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
+    if "ONNX Runtime" not in without and importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
         exported = onnx_file(network, folder)
         makers["ONNX Runtime"] = lambda: of_onnx(exported, threads)
         makers["ONNX Runtime int8"] = lambda: of_onnx(quantised(exported), threads)
-        if importlib.util.find_spec("openvino"):
-            makers["OpenVINO"] = lambda: of_openvino(exported, threads)
     example = torch.ones(2, 8, dtype=torch.int64)
     for name, make in makers.items():
+        if name in without:
+            continue
         try:
             runtime = make()
             runtime(example, example)
@@ -162,6 +149,7 @@ def main(
     num_prompts: Annotated[int, typer.Option(min=1, help="Whose scores are compared.")] = 1_000,
     repeats: Annotated[int, typer.Option(min=1, help="Calls a round.")] = 50,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
+    without: Annotated[list[str], typer.Option(help="A runtime to leave out: each holds the weights once more. Repeatable.")] = [],  # noqa: B006
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Print milliseconds a call of each runtime, the ratio to torch eager and the largest difference of its scores."""
@@ -177,7 +165,7 @@ def main(
         model, pad_token_id = random_large(), 0
         rows = np.random.default_rng(0).integers(1, 128_000, (num_prompts, 64)).tolist()
     with tempfile.TemporaryDirectory() as folder:
-        found = runtimes(model, threads, Path(folder))
+        found = runtimes(model, threads, Path(folder), without)
         results = measure(found, rows, pad_token_id, batch_size, repeats, rounds)
     show(results, batch_size)
     summary = {"benchmark": "router_runtime", "of": router or shape, "runtimes": results, "threads": threads}
