@@ -88,10 +88,10 @@ class BartScoreConfig(ActorsConfig):
         4, description="References of a query that a response is compared with; the nearest counts. Costs as many passes."
     )
     hidden_size: Positive = Field(64, description="From scratch only (path: null), like the five below.")
-    num_layers: Positive = 2
+    num_layers: Positive = 1
     num_heads: Positive = 4
     epochs: Positive = 3
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     seed: int = 0
 
     @model_validator(mode="after")

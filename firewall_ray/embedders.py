@@ -65,7 +65,7 @@ def sentence_embedder(path: str, embedding: EmbeddingConfig) -> Any:
             "baselines.embedding.sentence_transformer needs the package sentence-transformers on every node: "
             "pip install sentence-transformers. Or set it to null, for the weak model's hidden states."
         ) from e
-    model = SentenceTransformer(path, device=torch_device(embedding))
+    model = SentenceTransformer(path, device=torch_device(embedding), model_kwargs={"dtype": torch.float32})
     return lambda prompts: model.encode(list(prompts), batch_size=embedding.batch_size, show_progress_bar=False)
 
 

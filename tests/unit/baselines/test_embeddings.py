@@ -1,4 +1,5 @@
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.baselines_config import EmbeddingConfig, OpenAIEmbeddingConfig
-from firewall_ray.embedders import HiddenStates, OpenAIEmbeddings, api_key
+from firewall_ray.embedders import HiddenStates, OpenAIEmbeddings, api_key, make_embedder
 from firewall_ray.embeddings import embedding_name, read_embeddings, run_embedding
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
 
@@ -118,3 +119,28 @@ def test_a_key_that_is_not_set_is_refused_by_name(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"baselines\.embedding\.openai\.api_key_env: .*MY_KEY is not set"):
         api_key(OpenAIEmbeddingConfig(api_key_env="MY_KEY"))
+
+
+def test_a_sentence_transformers_model_pools_as_its_own_files_say(tmp_path: Path) -> None:
+    """Mean pooling over the shipped weak model, saved as a sentence-transformers folder: the hidden states again."""
+    models = pytest.importorskip("sentence_transformers.models")
+    from sentence_transformers import SentenceTransformer
+
+    tokenizer = AutoTokenizer.from_pretrained(WEAK)
+    tokenizer.chat_template = None  # it would be applied
+    tokenizer.save_pretrained(tmp_path / "plain")
+    AutoModelForCausalLM.from_pretrained(WEAK).save_pretrained(tmp_path / "plain")
+    transformer = models.Transformer(str(tmp_path / "plain"), max_seq_length=64)
+    pooling = models.Pooling(transformer.get_word_embedding_dimension(), "mean")
+    folder = str(tmp_path / "sentence")
+    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(folder)
+    settings = EmbeddingConfig(device="cpu", sentence_transformer=folder)
+    embed, wanted = make_embedder(folder, settings), HiddenStates(WEAK, settings)
+    for prompt in ("Hi", "What is 2 plus 3?"):  # it strips texts, and would pad this model on the left
+        np.testing.assert_allclose(embed([prompt]), wanted([prompt]), atol=1e-4)
+
+
+def test_a_missing_sentence_transformers_package_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ModelError, match="pip install sentence-transformers"):
+        make_embedder("any", EmbeddingConfig(device="cpu", sentence_transformer="any"))
