@@ -1,7 +1,7 @@
 """BARTScore (Yuan et al. 2021, "BARTScore: Evaluating Generated Text as Text Generation", Eq. 2): Hybrid LLM's quality q.
 
-The mean log-likelihood, over tokens, of the reference given the response under a BART: the direction h -> r ("recall", their
-Sec. 3.2), as the MixInstruct data that Hybrid LLM uses was scored. At most 0, larger is better.
+The mean log-likelihood, over tokens, of the reference given the response under a BART: the direction h -> r, "recall" in their
+Sec. 3.2, since a response is good when the reference can be told from it. At most 0, larger is better.
 
 The paper's BART is facebook/bart-large-cnn. Where it is not to be had, `train_small_bart` makes a small one from scratch, which
 learns from pairs of (response, reference) what a response says about the right answer. Runs on quality actors and, for the

@@ -1,6 +1,6 @@
 """k nearest neighbours on embeddings: a query's label is the mean label of the k training queries nearest to it.
 
-The baseline that surveys of routing found hard to beat (RouterBench, Hu et al. 2024, Sec. 4.1: "KNN router"; Li 2025, "Rethinking
+The baseline that surveys of routing found hard to beat (RouterBench, Hu et al. 2024, "KNN router"; Li 2025, "Rethinking
 predictive modeling for LLM routing: when simple kNN beats complex learned routers"). Neighbours by cosine; k by the squared
 error on the validation split.
 

@@ -33,8 +33,8 @@ logger = logging.getLogger("firewall_ray")
 def run_baselines(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> list[StageResult]:
     """Score every labelled query with every baseline. One result a stage, `baselines` for a finished one.
 
-    limit: only the first N rows of each split. Raises what the stages raise: see margin_sampling, embeddings, knn, routellm_mf,
-    hybrid_llm_stages, router.train and scoring.
+    limit: only the first N rows of each split, though the routers of Hybrid LLM score all of them. Raises what the stages raise:
+    see margin_sampling, embeddings, knn, routellm_mf, hybrid_llm_stages, router.train and scoring.
     """
     labelled = read_labelled(store, limit)
     names = config.baselines.names
@@ -49,7 +49,7 @@ def run_baselines(config: RunConfig, store: ArtifactStore, *, limit: int | None 
     if designs := [name for name in HYBRID_DESIGNS if name in names]:
         results += run_hybrid_labels(config, store, labelled, force=force)
         results.append(run_training(config, store, labels=hybrid_labels(store), designs=designs, limit=limit, force=force))
-        results.append(run_scoring(config, store, designs=designs, limit=limit, force=force))
+        results.append(run_scoring(config, store, designs=designs, force=force))
     return results
 
 
