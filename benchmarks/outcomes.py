@@ -13,8 +13,10 @@ routing, whose APGR is 0.5. The bound is the oracle.
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,7 +174,7 @@ def main(
     for name in [name for name in CASES if name.startswith(case)]:
         started = time.monotonic()
         configs = [fold_config(root / name.replace(" ", "_") / f"fold_{i}", CASES[name], data, i, options) for i in range(folds)]
-        with connected(configs[0].ray):
+        with redirect_stdout(sys.stderr), connected(configs[0].ray):  # where Ray prints; stdout is for the tables
             queries = pooled(map(scored_fold, configs), routers)
         rows = evaluate(queries, routers, num_bootstrap, seed)
         weak, strong = queries["pass_rate_weak"].mean(), queries["pass_rate_strong"].mean()
