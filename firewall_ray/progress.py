@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.metrics import Gauge
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from firewall_ray.job import console
@@ -88,9 +89,12 @@ def _show_bars(stage: str, counter: Any, totals: dict[str, int], done: dict[str,
             for key, total in totals.items()
         }
         meters = {key: _Meter(total - done.get(key, 0)) for key, total in totals.items()}
+        rows_left = _RowsLeft(stage, totals, done)
         while True:
             last = finished.wait(POLL_S)
-            for key, sums in _read(counter).items():
+            sums_of = _read(counter)
+            rows_left.report(sums_of)
+            for key, sums in sums_of.items():
                 completed = done.get(key, 0) + sums.get("rows", 0)
                 progress.update(bars[key], completed=completed, rates=meters[key].describe(sums))
             if last:
@@ -99,10 +103,12 @@ def _show_bars(stage: str, counter: Any, totals: dict[str, int], done: dict[str,
 
 def _show_lines(stage: str, counter: Any, totals: dict[str, int], done: dict[str, int], finished: threading.Event) -> None:
     meters = {key: _Meter(total - done.get(key, 0)) for key, total in totals.items()}
+    rows_left = _RowsLeft(stage, totals, done)
     next_line_at = time.monotonic() + LOG_EVERY_S
     while True:
         last = finished.wait(POLL_S)
         sums_of = _read(counter)
+        rows_left.report(sums_of)
         if last or time.monotonic() >= next_line_at:
             next_line_at = time.monotonic() + LOG_EVERY_S
             for key, total in totals.items():
@@ -125,6 +131,20 @@ def _read(counter: Any) -> dict[str, dict[str, float]]:
     for line in lines:
         logger.info("%s", line)
     return sums
+
+
+class _RowsLeft:
+    """The gauge that dashboards read an ETA from and that alerts on what stalls. It ends with the driver, as its job does."""
+
+    def __init__(self, stage: str, totals: Mapping[str, int], done: Mapping[str, int]) -> None:
+        self._stage = stage
+        self._left = {key: total - done.get(key, 0) for key, total in totals.items()}
+        self._gauge = Gauge("firewall_stage_rows_left", "Rows that a running stage has still to do.", tag_keys=("stage", "key"))
+
+    def report(self, sums_of: Mapping[str, Mapping[str, float]]) -> None:
+        for key, left in self._left.items():
+            num_rows = sums_of.get(key, {}).get("rows", 0)
+            self._gauge.set(left - num_rows, {"stage": self._stage, "key": key})
 
 
 class _Meter:

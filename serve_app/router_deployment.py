@@ -20,6 +20,7 @@ from firewall_ray.config_base import Name, Strict
 from firewall_ray.errors import ModelError
 from firewall_ray.policy import goes_strong
 from firewall_ray.router.predict import RouterPredictor, local_copy
+from firewall_ray.score_drift import ScoreDrift
 from firewall_ray.serving_config import BudgetControlConfig
 from firewall_ray.tasks.base import prompt_id
 from serve_app.decision import Decision
@@ -59,6 +60,7 @@ class Router:
         self._tie_seed = tie_seed
         self._budget_control = budget_control
         self._budgets: BudgetController | None = None
+        self._drift: ScoreDrift | None = None
         self._metrics = RayMetrics()
         self._predictor: RouterPredictor | None = None
         self._strong_fraction = 0.0
@@ -86,9 +88,11 @@ class Router:
             self._metrics("firewall_router_config_refused", 0, {})
 
     def _use(self, predictor: RouterPredictor, wanted: RouterUserConfig) -> None:
-        """From now on. The budget control begins anew with a router, whose scores are of another scale."""
+        """From now on. Budget control and drift begin anew with a router, whose scores are of another scale."""
         self._predictor = predictor
         self._loaded = (wanted.router, wanted.version)
+        self._drift = ScoreDrift(predictor.card.quantiles)
+        self._metrics("firewall_score_drift", 0, {})
         if self._budget_control is not None:
             quantiles, window = predictor.card.quantiles, self._budget_control.window
             self._budgets = BudgetController(quantiles, window, default=wanted.strong_fraction)
@@ -122,8 +126,10 @@ class Router:
         template first, as for training; otherwise they are whole prompts. The prompt's hash breaks ties, so it takes the same
         way as offline. counts: the texts are those of one request that a model will answer, which uses up budget.
         """
-        predictor, budgets = self._predictor, self._budgets  # of one router to the end, whatever is loaded meanwhile
+        # Of one router to the end, whatever is loaded meanwhile.
+        predictor, budgets, drift = self._predictor, self._budgets, self._drift
         assert predictor is not None
+        assert drift is not None
         card = predictor.card
         target = self._strong_fraction if strong_fraction is None else strong_fraction
         prompts = [card.prompt_template.format(question=text) for text in texts] if are_questions else texts
@@ -134,6 +140,9 @@ class Router:
         if budgets is not None and counts:
             budgets.record(target, min(p_weak for p_weak, _ in scored), bool(strong.any()))
             self._report(budgets)
+        if counts:
+            for p_weak, _ in scored:
+                self._watch(drift, p_weak)
         return [
             Decision(
                 route="strong" if is_strong else "weak",
@@ -156,6 +165,12 @@ class Router:
         if budget.realised is not None:
             self._metrics("firewall_budget", budget.realised, {"fraction": "realised"})
 
+    def _watch(self, drift: ScoreDrift, p_weak: float) -> None:
+        """Whether live scores are still like those of the calibration. Those of a router that was replaced say nothing."""
+        index = drift.add(p_weak)
+        if index is not None and drift is self._drift:
+            self._metrics("firewall_score_drift", index, {})
+
     # Waits for nobody: a batch is what came in while the one before it was scored.
     @serve.batch(batch_wait_timeout_s=0)
     async def _score(self, predictors: list[RouterPredictor], prompts: list[str]) -> list[tuple[float, bool]]:
@@ -173,7 +188,11 @@ class Router:
 def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> Application:
     """The router `name` of the store, on the device and CPUs that scoring has."""
     scoring, replicas = config.scoring, config.serving.router_replicas
-    resources: dict[str, Any] = {"num_cpus": scoring.num_cpus, "num_gpus": 1 if scoring.device == "gpu" else 0}
+    resources: dict[str, Any] = {
+        "num_cpus": scoring.num_cpus,
+        "num_gpus": 1 if scoring.device == "gpu" else 0,
+        "resources": config.serving.node_resources,
+    }
     deployment = serve.deployment(
         Router,
         name="Router",

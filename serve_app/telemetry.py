@@ -10,6 +10,7 @@ from typing import Literal
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from firewall_ray.score_drift import SCORE_BINS
 from firewall_ray.serving_config import PriceConfig, Route
 from serve_app.exchange import Exchange
 from serve_app.recent_fractions import RecentFractions
@@ -28,8 +29,6 @@ class Metric:
     bounds: tuple[float, ...] = ()
 
 
-# Twenty equal bins of [0, 1]: enough for a population stability index against the scores that the router's card keeps.
-SCORE_BINS = tuple(i / 20 for i in range(1, 21))
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 180.0, 600.0)
 
 METRICS: dict[str, Metric] = {
@@ -41,6 +40,12 @@ METRICS: dict[str, Metric] = {
     ),
     "firewall_router_score": Metric(
         "histogram", ("router",), "p_weak, by the router's version. Below the threshold it goes to the strong model.", SCORE_BINS
+    ),
+    "firewall_score_drift": Metric(
+        "gauge",
+        (),
+        "Population stability index of a router replica's last 1,000 scores against those that its card was calibrated on; 0 until "
+        "there are 1,000. Above 0.25 the router sees other traffic than it was trained for.",
     ),
     "firewall_router_s": Metric(
         "histogram", ("reason",), "Seconds from a request's arrival to the router's decision, or to giving it up.", SECONDS

@@ -116,7 +116,7 @@ def test_only_what_a_model_will_answer_uses_up_budget() -> None:
         first = await router.decide(["0.1", "0.9"], None, True)
         for _ in range(50):
             assert await router.decide(["0.1", "0.9"], None, True) == first
-        assert router.seen.values.keys() == {("firewall_router_config_refused", "")}
+        assert router.seen.values.keys() == {("firewall_router_config_refused", ""), ("firewall_score_drift", "")}
 
     asyncio.run(test())
 
@@ -157,6 +157,31 @@ def test_a_swapped_router_begins_anew_and_another_default_does_not() -> None:
         # By the new card, at once: 0.3 of 10.00 to 10.99.
         (decision,) = await router.decide(["0.5"], None, True, True)
         assert decision.threshold == pytest.approx(10.3, abs=0.02)
+
+    asyncio.run(test())
+
+
+# Drift ---------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_unlike_the_calibration_show_as_drift_and_a_swap_forgets_them() -> None:
+    async def test() -> None:
+        router = await replica(window=None)
+        await router.share_strong([i % 100 / 100 for i in range(1_000)])
+        assert router.seen.values["firewall_score_drift", ""] < 0.01
+        await router.share_strong([0.9] * 500)
+        assert router.seen.values["firewall_score_drift", ""] > 0.25
+        await router.reconfigure(user_config("hard_block"))
+        assert router.seen.values["firewall_score_drift", ""] == 0
+
+    asyncio.run(test())
+
+
+def test_readiness_and_route_requests_are_no_traffic_for_drift() -> None:
+    async def test() -> None:
+        router = await replica(window=None)
+        await router.decide(["0.9"] * 1_000, None, True)
+        assert router.seen.values["firewall_score_drift", ""] == 0
 
     asyncio.run(test())
 
