@@ -89,6 +89,11 @@ class ServingConfig(Strict):
     # Size
     ingress_replicas: ReplicasConfig = Field(ReplicasConfig(), description="Each takes a few hundred requests/s of one CPU.")
     router_replicas: ReplicasConfig = ReplicasConfig()
+    node_resource: str | None = Field(
+        None,
+        description="Custom resource of the nodes that may serve, such as `on_demand` in ray_cluster.yaml, which spot nodes lack. "
+        "Every replica takes a thousandth of it. None: any node.",
+    )
 
     # The page at /
     examples: dict[str, str] = Field(default_factory=dict, description="Questions to click, by what they show.")
@@ -99,6 +104,11 @@ class ServingConfig(Strict):
         default_factory=dict,
         description="Of both models, for the estimated cost of the strong calls avoided. Empty: calls are only counted.",
     )
+
+    @property
+    def node_resources(self) -> dict[str, float]:
+        """What every replica reserves beside CPUs and GPUs."""
+        return {} if self.node_resource is None else {self.node_resource: 0.001}
 
     @model_validator(mode="after")
     def _prices_of_both_or_none(self) -> "ServingConfig":

@@ -58,6 +58,7 @@ def compose(config: RunConfig) -> Application:
         serve.ingress()(Ingress),
         name="Ingress",
         max_ongoing_requests=SERVE_MAX_ONGOING,
+        ray_actor_options={"num_cpus": 1, "resources": serving.node_resources},
         autoscaling_config={
             "min_replicas": serving.ingress_replicas.min,
             "max_replicas": serving.ingress_replicas.max,
@@ -80,4 +81,4 @@ def _model(config: RunConfig, key: str) -> Application | OpenAIModelConfig:
     model = config.models[key]
     if isinstance(model, OpenAIModelConfig):
         return model
-    return build_llm_deployment(llm_config(key, model), deployment_cls=ModelServer)
+    return build_llm_deployment(llm_config(key, model, config.serving.node_resources), deployment_cls=ModelServer)

@@ -116,6 +116,21 @@ def test_a_strong_model_bought_elsewhere_needs_no_deployment(tmp_path: Path) -> 
     assert models["weak"]._bound_deployment.name.startswith("ModelServer")
 
 
+def test_every_replica_asks_for_the_resource_of_nodes_that_may_serve(tmp_path: Path) -> None:
+    from serve_app.app import compose
+
+    write_router(ArtifactStore(str(tmp_path)), "soft_block")
+    serving = {"api_keys": "disabled", "node_resource": "on_demand"}
+    ingress = compose(run_config(tmp_path, serving=serving))._bound_deployment
+    parts = ingress.init_kwargs
+    for deployment in (ingress, parts["router"]._bound_deployment):
+        assert deployment.ray_actor_options["resources"] == {"on_demand": 0.001}
+    for model in parts["models"].values():
+        bundles = model._bound_deployment._replica_config.placement_group_bundles
+        assert bundles
+        assert all(bundle["on_demand"] == 0.001 for bundle in bundles)
+
+
 @pytest.mark.parametrize("args", [{}, {"root": "r"}, {"config": "c", "port": "80"}])
 def test_the_application_takes_a_config_and_a_root_and_nothing_else(args: dict[str, str]) -> None:
     from serve_app.app import build_app
