@@ -42,6 +42,7 @@ def settings(root: Path, names: list[str] = NAMES) -> dict[str, Any]:
             "backbone": {"path": None, "tokenizer": WEAK, "hidden_size": 32, "num_layers": 1, "intermediate_size": 32},
             "epochs": 1,
             "batch_size": 16,
+            "num_workers": 1,
             "max_length": 64,
             "precision": "fp32",
             "device": "cpu",
