@@ -1,6 +1,5 @@
 """The baselines for real: embeddings and qualities on actor pools, Hybrid LLM's routers by Ray Train, and what a kill costs."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-import yaml
 from handmade import query, sample, write
 from tiny_labels import tiny_labels, write_labels
 
@@ -145,14 +143,9 @@ def test_a_failed_actor_pool_goes_on_where_it_stopped(ray_cluster: None, tmp_pat
     assert output.num_rows() == 190
 
 
-def test_the_job_limits_rows_of_each_split_and_says_so_in_json(ray_cluster: None, tmp_path: Path) -> None:
-    prepared(tmp_path / "run")
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(settings(tmp_path / "run", ["margin_sampling"])))
-    store = ArtifactStore(str(tmp_path / "run"))
-    config = RunConfig.model_validate(yaml.safe_load(file.read_text()))
-    results = run_baselines(config, store, limit=7)
-    assert json.loads(json.dumps(results))[0]["queries"] == 21
+def test_a_limit_keeps_so_many_rows_of_each_split(tmp_path: Path) -> None:
+    store, config = prepared(tmp_path), RunConfig.model_validate(settings(tmp_path, ["margin_sampling"]))
+    assert run_baselines(config, store, limit=7)[0]["queries"] == 21
 
 
 def test_labels_without_rows_are_refused(ray_cluster: None, tmp_path: Path) -> None:
