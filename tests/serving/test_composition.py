@@ -13,7 +13,9 @@ from firewall_ray.config import OpenAIModelConfig, RunConfig, VllmModelConfig
 from firewall_ray.errors import ArtifactMissing, ConfigError
 from firewall_ray.router.card import CARD_FILE
 
-pytestmark = pytest.mark.slow  # importing ray.serve.llm loads vLLM
+# Slow: importing ray.serve.llm loads vLLM. Composing asks Ray for its runtime environment, and without a Ray of the tests' own
+# that joins whichever runs on the machine.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 CPU_MODEL = {"path": "quickstart/models/weak", "device": "cpu", "num_cpus": 2, "kv_cache_gib": 1.5}
 
