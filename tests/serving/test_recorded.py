@@ -12,6 +12,7 @@ from firewall_ray.config import OpenAIModelConfig
 from firewall_ray.serving_config import ServingConfig
 from firewall_ray.tasks.base import prompt_id
 from serve_app.decision import Decision
+from serve_app.router_client import Question
 
 pytestmark = pytest.mark.slow
 
@@ -104,8 +105,8 @@ def test_a_replica_that_is_told_to_stop_writes_its_last_decisions_first(ray_clus
 
     @serve.deployment(ray_actor_options={"num_cpus": 0})
     class StubRouter:
-        async def decide(self, texts: list[str], *_: Any) -> list[Decision]:
-            return [Decision("strong", "score", 0.25, 0.5, "v1", False, 0.3, query_id=prompt_id(text)) for text in texts]
+        async def decide_all(self, questions: list[Question]) -> list[list[Decision]]:
+            return [[Decision("strong", "score", 0.25, 0.5, "v1", False, 0.3, query_id=prompt_id(q.texts[0]))] for q in questions]
 
     nowhere = OpenAIModelConfig(engine="openai", base_url=f"http://127.0.0.1:{free_port()}/v1", model="x")
     dataset = ArtifactStore(str(tmp_path)).decisions()
