@@ -62,6 +62,7 @@ class Router:
         self._budgets: BudgetController | None = None
         self._drift: ScoreDrift | None = None
         self._metrics = RayMetrics()
+        self._standing: dict[str, float] = {}
         self._predictor: RouterPredictor | None = None
         self._strong_fraction = 0.0
         self._loaded: tuple[str, str | None] | None = None
@@ -82,17 +83,17 @@ class Router:
         except Exception as e:
             if self._predictor is None:
                 raise
-            self._metrics("firewall_router_config_refused", 1, {})
+            self._stand("firewall_router_config_refused", 1)
             logger.error("The user_config of Router is not applied; version %s stays. %s", self._predictor.card.version, e)
         else:
-            self._metrics("firewall_router_config_refused", 0, {})
+            self._stand("firewall_router_config_refused", 0)
 
     def _use(self, predictor: RouterPredictor, wanted: RouterUserConfig) -> None:
         """From now on. Budget control and drift begin anew with a router, whose scores are of another scale."""
         self._predictor = predictor
         self._loaded = (wanted.router, wanted.version)
         self._drift = ScoreDrift(predictor.card.quantiles)
-        self._metrics("firewall_score_drift", 0, {})
+        self._stand("firewall_score_drift", 0)
         if self._budget_control is not None:
             quantiles, window = predictor.card.quantiles, self._budget_control.window
             self._budgets = BudgetController(quantiles, window, default=wanted.strong_fraction)
@@ -169,7 +170,17 @@ class Router:
         """Whether live scores are still like those of the calibration. Those of a router that was replaced say nothing."""
         index = drift.add(p_weak)
         if index is not None and drift is self._drift:
-            self._metrics("firewall_score_drift", index, {})
+            self._stand("firewall_score_drift", index)
+
+    def _stand(self, gauge: str, value: float) -> None:
+        """A gauge that keeps its value until it is set again."""
+        self._standing[gauge] = value
+        self._metrics(gauge, value, {})
+
+    def check_health(self) -> None:
+        """Serve calls it every ten seconds. Ray forgets gauges that nobody set for twenty, so what stands is said again."""
+        for gauge, value in self._standing.items():
+            self._metrics(gauge, value, {})
 
     # Waits for nobody: a batch is what came in while the one before it was scored.
     @serve.batch(batch_wait_timeout_s=0)

@@ -177,6 +177,19 @@ def test_scores_unlike_the_calibration_show_as_drift_and_a_swap_forgets_them() -
     asyncio.run(test())
 
 
+def test_gauges_that_stand_are_said_again_at_each_health_check() -> None:
+    """Ray forgets them otherwise, and an alert on a refused config would end with the first scrapes."""
+
+    async def test() -> None:
+        router = await replica(window=None)
+        await router.reconfigure({})
+        router.seen.values.clear()
+        router.check_health()
+        assert router.seen.values == {("firewall_router_config_refused", ""): 1, ("firewall_score_drift", ""): 0}
+
+    asyncio.run(test())
+
+
 def test_readiness_and_route_requests_are_no_traffic_for_drift() -> None:
     async def test() -> None:
         router = await replica(window=None)
