@@ -4,11 +4,12 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.job import ConfigOption, RootOption, SetOption, console, job
+from firewall_ray.job import ConfigOption, LimitOption, RootOption, SetOption, console, job
 from firewall_ray.paper.artifact import load_claims, run_paper
 from firewall_ray.paper.plan import make_plan
 from firewall_ray.paper.show import print_claims, print_plan
-from firewall_ray.paper.stages import STAGES
+from firewall_ray.paper.stages import STAGES, prepare_queries
+from firewall_ray.queries import run_prepare_queries
 
 PlanOption = Annotated[
     bool, typer.Option("--plan", help="Only print queries, generations, tokens and GPU-hours of every stage. Runs nothing.")
@@ -24,6 +25,7 @@ def main(
     config: ConfigOption,
     root: RootOption = None,
     set_: SetOption = None,
+    limit: LimitOption = None,
     plan: PlanOption = False,
     tables_only: TablesOption = False,
     force: ForceOption = False,
@@ -41,7 +43,9 @@ def main(
             return
         for number, stage in enumerate(() if tables_only else STAGES, start=1):
             console.rule(f"[bold]{number}/{len(STAGES)} {stage.__name__}", align="left")
-            for result in stage(context.config, context.store):
+            is_first = stage is prepare_queries  # --limit applies to the queries, and so to all stages
+            results = [run_prepare_queries(context.config, context.store, limit=limit)] if is_first else None
+            for result in results or stage(context.config, context.store):
                 context.report(result)
         context.report(run_paper(context.config, context.store, force=force))
         print_claims(load_claims(context.store.paper()), console)

@@ -88,7 +88,7 @@ def test_a_card_survives_being_written_and_read() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"design": "soft_blok"}, "design"),
+        ({"design": "soft block"}, "design"),
         ({"max_length": "long"}, "max_length"),
         ({"surprise": 1}, "surprise"),
         ({"quantiles": {"values": [0.5, 0.1], "num_below": [0, 1], "num_at": [1, 1], "num_scores": 2}}, "quantile"),
