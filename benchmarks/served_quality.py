@@ -30,7 +30,7 @@ async def ask(
     url: str, config: RunConfig, rows: list[dict[str, Any]], model: str, concurrency: int
 ) -> tuple[list[bool], list[bool]]:
     """(went strong, is correct) of each row."""
-    tasks = known_tasks(config.queries.tasks.custom if config.queries.tasks else {})
+    tasks = known_tasks(config.queries.custom_tasks())
     grading = config.grading.model_dump()
     slots = asyncio.Semaphore(concurrency)
 

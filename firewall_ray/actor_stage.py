@@ -16,7 +16,7 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.exceptions import RayError
 
 from firewall_ray.artifacts import Dataset
-from firewall_ray.baselines_config import ActorsConfig
+from firewall_ray.config_base import ActorsConfig
 from firewall_ray.errors import ArtifactError, FirewallRayError, SystemFailure
 from firewall_ray.progress import watch
 
@@ -72,15 +72,6 @@ def run_actor_stage(
     for folder in (wanted, f"{output.path}/{CHECKPOINT}"):
         if output.filesystem.get_file_info(folder).type == pafs.FileType.Directory:
             output.filesystem.delete_dir(folder)
-
-
-def torch_threads(pool: ActorsConfig) -> int | None:
-    """Of an actor; None leaves them, on a GPU."""
-    return max(1, int(pool.num_cpus)) if pool.device == "cpu" else None
-
-
-def torch_device(pool: ActorsConfig) -> str:
-    return "cuda" if pool.device == "gpu" else "cpu"
 
 
 def _check_whole(output: Dataset, wanted: pa.ChunkedArray) -> None:

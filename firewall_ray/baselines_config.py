@@ -4,19 +4,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from firewall_ray.config_base import Positive, ReplicasConfig, Strict
+from firewall_ray.config_base import ActorsConfig, Positive, Strict
 
 HybridDesign = Literal["hybrid_llm_det", "hybrid_llm_prob", "hybrid_llm_trans"]
 BaselineName = Literal["margin_sampling", "knn", "routellm_mf", HybridDesign]
-
-
-class ActorsConfig(Strict):
-    """A pool of actors that hold one model each."""
-
-    batch_size: Positive = Field(64, description="Texts in one forward pass, sorted by length so that little is padding.")
-    replicas: ReplicasConfig = ReplicasConfig()
-    device: Literal["gpu", "cpu"] = "gpu"
-    num_cpus: float = Field(1, gt=0, description="CPUs, and torch threads, of an actor.")
 
 
 class OpenAIEmbeddingConfig(Strict):

@@ -14,7 +14,16 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from firewall_ray.baselines_config import BaselinesConfig
-from firewall_ray.config_base import BackboneConfig, LabelDesign, Name, PairConfig, Positive, ReplicasConfig, Strict
+from firewall_ray.config_base import (
+    ActorsConfig,
+    BackboneConfig,
+    LabelDesign,
+    Name,
+    PairConfig,
+    Positive,
+    ReplicasConfig,
+    Strict,
+)
 from firewall_ray.errors import ConfigError
 from firewall_ray.paper_config import PaperConfig
 from firewall_ray.queries_config import QueriesConfig, SandboxConfig
@@ -153,11 +162,8 @@ class RouterConfig(Strict):
     seed: int = 0
 
 
-class ScoringConfig(Strict):
-    batch_size: Positive = Field(64, description="Prompts scored at once, sorted by length so that little is padding.")
-    replicas: ReplicasConfig = ReplicasConfig()
-    device: Literal["gpu", "cpu"] = "gpu"
-    num_cpus: float = Field(1, gt=0, description="CPUs, and torch threads, of a scoring actor.")
+class ScoringConfig(ActorsConfig):
+    """Scoring actors; the serving router has the same device, CPUs and batch size."""
 
 
 class EvaluationConfig(Strict):

@@ -28,6 +28,25 @@ class ReplicasConfig(Strict):
         return self
 
 
+class ActorsConfig(Strict):
+    """A pool of actors that hold one torch model each."""
+
+    batch_size: Positive = Field(64, description="Texts in one forward pass, sorted by length so that little is padding.")
+    replicas: ReplicasConfig = ReplicasConfig()
+    device: Literal["gpu", "cpu"] = "gpu"
+    num_cpus: float = Field(1, gt=0, description="CPUs, and torch threads, of an actor.")
+
+    @property
+    def torch_device(self) -> str:
+        """As torch names it."""
+        return "cuda" if self.device == "gpu" else "cpu"
+
+    @property
+    def torch_threads(self) -> int | None:
+        """Of an actor; None leaves them, on a GPU."""
+        return max(1, int(self.num_cpus)) if self.device == "cpu" else None
+
+
 class PairConfig(Strict):
     weak: Name = Field("weak", description="Key in `models` of the cheap model.")
     strong: Name = Field("strong", description="Key in `models` of the strong model.")

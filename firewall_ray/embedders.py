@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 from transformers import AutoModel, AutoTokenizer
 
-from firewall_ray.actor_stage import torch_device
 from firewall_ray.baselines_config import EmbeddingConfig, OpenAIEmbeddingConfig
 from firewall_ray.errors import ConfigError, ModelError, SystemFailure
 from firewall_ray.router.data import encode, pad_rows
@@ -36,7 +35,7 @@ class HiddenStates:
     def __init__(self, path: str, embedding: EmbeddingConfig) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(path)
         self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
-        self._device = torch_device(embedding)
+        self._device = embedding.torch_device
         self._model = AutoModel.from_pretrained(path, dtype=torch.float32).to(self._device).eval()
         self._embedding = embedding
 
@@ -65,7 +64,7 @@ def sentence_embedder(path: str, embedding: EmbeddingConfig) -> Any:
             "baselines.embedding.sentence_transformer needs the package sentence-transformers on every node: "
             "pip install sentence-transformers. Or set it to null, for the weak model's hidden states."
         ) from e
-    model = SentenceTransformer(path, device=torch_device(embedding), model_kwargs={"dtype": torch.float32})
+    model = SentenceTransformer(path, device=embedding.torch_device, model_kwargs={"dtype": torch.float32})
     return lambda prompts: model.encode(list(prompts), batch_size=embedding.batch_size, show_progress_bar=False)
 
 

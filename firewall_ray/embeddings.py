@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from firewall_ray.actor_stage import run_actor_stage, torch_threads
+from firewall_ray.actor_stage import run_actor_stage
 from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.baselines_config import EmbeddingConfig
 from firewall_ray.config import RunConfig, VllmModelConfig, model_path
@@ -105,7 +105,7 @@ class EmbeddingActor:
     """Rows of (query_id, prompt) to rows of `schemas.EMBEDDINGS`. Loads the model once, when the actor starts."""
 
     def __init__(self, path: str, embedding: EmbeddingConfig, secret: str | None, progress: Any) -> None:
-        if (threads := torch_threads(embedding)) is not None:
+        if (threads := embedding.torch_threads) is not None:
             torch.set_num_threads(threads)
         self._embed = make_embedder(path, embedding, secret)
         self._progress = progress

@@ -29,13 +29,13 @@ class ScoringActor:
     """Adds a float32 column a router to a batch with a `prompt` column. Loads the routers once, when the actor starts."""
 
     def __init__(self, store: ArtifactStore, routers: Sequence[str], scoring: ScoringConfig) -> None:
-        threads = max(1, int(scoring.num_cpus)) if scoring.device == "cpu" else None
-        device = "cuda" if scoring.device == "gpu" else "cpu"
         self.predictors: dict[str, RouterPredictor] = {}
         with tempfile.TemporaryDirectory() as cache:
             for name in routers:
                 folder = local_copy(store.router(name), f"{cache}/{name}")
-                self.predictors[name] = RouterPredictor(folder, batch_size=scoring.batch_size, device=device, num_threads=threads)
+                self.predictors[name] = RouterPredictor(
+                    folder, batch_size=scoring.batch_size, device=scoring.torch_device, num_threads=scoring.torch_threads
+                )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         prompts = batch["prompt"].to_pylist()

@@ -99,14 +99,13 @@ class Router:
             self._budgets = BudgetController(quantiles, window, default=wanted.strong_fraction)
 
     def _load(self, wanted: RouterUserConfig) -> RouterPredictor:
-        on_gpu = self._scoring.device == "gpu"
         with tempfile.TemporaryDirectory() as cache:
             predictor = RouterPredictor(
                 local_copy(self._store.router(wanted.router).require(), cache),
                 batch_size=self._scoring.batch_size,
-                device="cuda" if on_gpu else "cpu",
-                num_threads=None if on_gpu else max(1, int(self._scoring.num_cpus)),
-                compiled=not on_gpu,
+                device=self._scoring.torch_device,
+                num_threads=self._scoring.torch_threads,
+                compiled=self._scoring.device == "cpu",
             )
         card = predictor.card
         if (card.weak.key, card.strong.key) != self._pair:

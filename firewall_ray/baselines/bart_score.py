@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartForConditionalGeneration, PreTrainedTokenizerBase
 
-from firewall_ray.actor_stage import torch_device
 from firewall_ray.baselines_config import BartScoreConfig
 from firewall_ray.errors import ModelError
 from firewall_ray.router.data import pad_rows
@@ -28,7 +27,7 @@ class BartScorer:
 
     def __init__(self, folder: str, settings: BartScoreConfig) -> None:
         self.tokenizer = load_bart_tokenizer(folder)
-        self.device = torch_device(settings)
+        self.device = settings.torch_device
         self.settings = settings
         try:
             model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
@@ -96,7 +95,7 @@ def train_small_bart(responses: Sequence[str], references: Sequence[str], settin
     sources, targets = (encode_texts(tokenizer, texts, settings.max_length) for texts in (responses, references))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = BartForConditionalGeneration(_scratch_config(tokenizer, settings)).to(torch_device(settings)).train()
+        model = BartForConditionalGeneration(_scratch_config(tokenizer, settings)).to(settings.torch_device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
         num_steps = settings.epochs * -(-len(sources) // settings.batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=num_steps)

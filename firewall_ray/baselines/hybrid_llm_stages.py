@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from firewall_ray.actor_stage import run_actor_stage, torch_threads
+from firewall_ray.actor_stage import run_actor_stage
 from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.baselines.bart_score import BartScorer, load_bart_tokenizer, train_small_bart
 from firewall_ray.baselines.hybrid_llm import best_threshold, deterministic_label, probability_within, quality_gaps
@@ -151,7 +151,7 @@ class QualityActor:
     """Rows of (query_id, texts, greedy_text, references) to rows of QUALITIES. Loads the BART once, when the actor starts."""
 
     def __init__(self, source: str | Dataset, settings: BartScoreConfig, progress: Any) -> None:
-        if (threads := torch_threads(settings)) is not None:
+        if (threads := settings.torch_threads) is not None:
             torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory() as cache:
             self._scorer = BartScorer(local_copy(source, cache) if isinstance(source, Dataset) else source, settings)

@@ -10,15 +10,16 @@ from firewall_ray.evaluation.plots import by_apgr
 from firewall_ray.evaluation.table import number, percent_text
 
 
+def templates(package: str) -> Environment:
+    """The templates in a package's folder. They escape, and refuse a name that they were not given."""
+    return Environment(
+        loader=PackageLoader(package, "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
 def render(report: dict[str, Any], figures: Mapping[str, str]) -> str:
     """The page. `figures`: SVG elements by figure name (see `plots.draw`). Names and tasks are escaped."""
-    environment = Environment(
-        loader=PackageLoader("firewall_ray.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("firewall_ray.evaluation")
     environment.filters |= {"number": number, "percent": percent_text, "signed": _signed, "points": _points}
     ranked = by_apgr(report, "all")
     return environment.get_template("report.html.j2").render(

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from firewall_ray.config import RunConfig
+from firewall_ray.evaluation.html import templates
 from firewall_ray.paper.claims import Claim
 from firewall_ray.paper.figures import PaperFigure
 from firewall_ray.paper.table import Cell, Table
@@ -16,21 +16,18 @@ def render(
     tables: Sequence[Table], figures: Sequence[PaperFigure], vectors: Mapping[int, str], claims: Sequence[Claim], config: RunConfig
 ) -> str:
     """The page. vectors: SVG elements by figure number. Names are escaped."""
-    environment = Environment(
-        loader=PackageLoader("firewall_ray.paper", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("paper.html.j2").render(
-        tables=tables,
-        figures=figures,
-        vectors={number: Markup(svg) for number, svg in vectors.items()},
-        claims=[(claim, claim_cell(claim)) for claim in claims],
-        pair=pair_name(config.pair),
-        num_samples=config.sampling.num_samples,
-        confidence=f"{config.evaluation.confidence:.0%}",
+    return (
+        templates("firewall_ray.paper")
+        .get_template("paper.html.j2")
+        .render(
+            tables=tables,
+            figures=figures,
+            vectors={number: Markup(svg) for number, svg in vectors.items()},
+            claims=[(claim, claim_cell(claim)) for claim in claims],
+            pair=pair_name(config.pair),
+            num_samples=config.sampling.num_samples,
+            confidence=f"{config.evaluation.confidence:.0%}",
+        )
     )
 
 
