@@ -27,6 +27,7 @@ from firewall_ray.config_base import (
 from firewall_ray.errors import ConfigError
 from firewall_ray.paper_config import PaperConfig
 from firewall_ray.queries_config import QueriesConfig, SandboxConfig
+from firewall_ray.relabel_config import RelabelConfig
 from firewall_ray.serving_config import ServingConfig
 
 # Models --------------------------------------------------------------------------------------------------------------
@@ -199,6 +200,7 @@ class RunConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     baselines: BaselinesConfig = BaselinesConfig()
     paper: PaperConfig = PaperConfig()
+    relabel: RelabelConfig = RelabelConfig()
     ray: RayConfig = RayConfig()
 
     @field_validator("models", mode="before")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 FOUNDATIONS = {
     f"firewall_ray.{name}"
     for name in (
-        *("config", "config_base", "baselines_config", "queries_config", "serving_config", "paper_config"),
+        *("config", "config_base", "baselines_config", "queries_config", "serving_config", "paper_config", "relabel_config"),
         *("schemas", "errors", "casting", "artifacts"),
     )
 }
