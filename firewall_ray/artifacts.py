@@ -11,6 +11,7 @@ import hashlib
 import json
 import operator
 import platform
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class ArtifactStore:
 
     def check_writable(self) -> None:
         """Raises StorageFailure, with the reason and the way out, before a job spends hours on work it cannot save."""
-        probe = f"{self.base}/_write_check"
+        probe = f"{self.base}/_write_check_{uuid.uuid4().hex}"  # several jobs may check at the same time
         with _storage_errors(f"write under ROOT {self.root!r}"):
             self.filesystem.create_dir(self.base, recursive=True)
             with self.filesystem.open_output_stream(probe) as stream:

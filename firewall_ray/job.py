@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import RayConfig, RunConfig, load_config
 from firewall_ray.errors import FirewallRayError, SystemFailure, UserError
+from firewall_ray.leases import WHOLE_ROOT, lease
 
 ConfigOption = Annotated[str, typer.Option("--config", help="YAML file of the run; examples in jobs/configs/.")]
 RootOption = Annotated[str | None, typer.Option("--root", help="Artifact folder or URI; above the config's own.")]
@@ -68,33 +69,62 @@ def summary(result: StageResult) -> str:
 
 
 @contextmanager
-def job(verb: str, config_path: str, root: str | None, overrides: list[str] | None, *, needs_ray: bool) -> Iterator[JobContext]:
-    """Wraps a job's body. On the way out prints the JSON line, or the error, and exits with the right code."""
+def job(
+    verb: str,
+    config_path: str,
+    root: str | None,
+    overrides: list[str] | None,
+    *,
+    needs_ray: bool,
+    reads: Sequence[str] = (),
+    writes: Sequence[str] = (WHOLE_ROOT,),
+) -> Iterator[JobContext]:
+    """Wraps a job's body. On the way out prints the JSON line, or the error, and exits with the right code.
+
+    reads, writes: folders under ROOT that the body uses, see `leases.lease`: another job that writes them, or uses those that
+    this one writes, is waited for.
+    """
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", datefmt="[%X]", handlers=[RichHandler(console=console, show_path=False)]
     )
     started = time.monotonic()
-    try:
+    with exit_codes(verb):
         # Whatever anybody prints, Ray's workers included, goes to stderr: stdout is for the JSON line.
         with redirect_stdout(sys.stderr), ExitStack() as stack:
             config = load_config(config_path, overrides or (), root)
             store = ArtifactStore(config.root)
             store.check_writable()
             _warn_of_throwaway_root(config.root)
+            if reads or writes:
+                ray_job = submitted_job().get("metadata", {}).get("job_submission_id")
+                stack.enter_context(lease(store, verb, reads=reads, writes=writes, ray_job=ray_job))
             if needs_ray:
                 stack.enter_context(connected(config.ray))
             context = JobContext(config, store)
             yield context
+    elapsed_s = round(time.monotonic() - started, 2)
+    print(
+        json.dumps({"job": verb, "root": config.root, "elapsed_s": elapsed_s, "stages": context.results}, default=str), flush=True
+    )
+
+
+@contextmanager
+def exit_codes(verb: str) -> Iterator[None]:
+    """Turns errors into one message on stderr and SystemExit with the code that says whose fault it is."""
+    try:
+        yield
     except FirewallRayError as e:
         console.print(f"{verb} failed: {e}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2 if isinstance(e, UserError) else 1) from e
     except KeyboardInterrupt:
         console.print(f"{verb} interrupted; run the same command again to go on.", style="bold red")
         raise SystemExit(130) from None
-    elapsed_s = round(time.monotonic() - started, 2)
-    print(
-        json.dumps({"job": verb, "root": config.root, "elapsed_s": elapsed_s, "stages": context.results}, default=str), flush=True
-    )
+
+
+def submitted_job() -> dict[str, Any]:
+    """What Ray told this process about the submitted job that it is: `runtime_env`, `metadata`. Empty for any other process."""
+    found: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return found
 
 
 @contextmanager

@@ -19,7 +19,8 @@ def main(
     force: ForceOption = False,
 ) -> None:
     """Grade every completion of the models' samples by the rules of their tasks."""
-    with job("grade", config, root, set_, needs_ray=True) as context:
+    samples, grades = ([f"{folder}/{key}" for key in model or ()] or [folder] for folder in ("samples", "grades"))
+    with job("grade", config, root, set_, needs_ray=True, reads=["queries", *samples], writes=grades) as context:
         for result in run_grading(context.config, context.store, models=model, limit=limit, force=force):
             context.report(result)
 

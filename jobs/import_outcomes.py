@@ -14,7 +14,7 @@ def main(
     Needs no Ray and no model. The file has a row for each answer: query, model, correct, and what else queries.outcomes.columns
     names.
     """
-    with job("import_outcomes", config, root, set_, needs_ray=False) as context:
+    with job("import_outcomes", config, root, set_, needs_ray=False, writes=["queries", "grades"]) as context:
         for result in run_import(context.config, context.store, limit=limit, force=force):
             context.report(result)
 

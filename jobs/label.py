@@ -10,7 +10,7 @@ def main(
     config: ConfigOption, root: RootOption = None, set_: SetOption = None, limit: LimitOption = None, force: ForceOption = False
 ) -> None:
     """Compute every label design of every query that both models of the pair have grades of. Needs no Ray."""
-    with job("label", config, root, set_, needs_ray=False) as context:
+    with job("label", config, root, set_, needs_ray=False, reads=["queries", "grades"], writes=["labels"]) as context:
         context.report(run_labeling(context.config, context.store, limit=limit, force=force))
 
 

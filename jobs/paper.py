@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from firewall_ray.job import ConfigOption, LimitOption, RootOption, SetOption, console, job
+from firewall_ray.leases import WHOLE_ROOT
 from firewall_ray.paper.artifact import load_claims, run_paper
 from firewall_ray.paper.plan import make_plan
 from firewall_ray.paper.show import print_claims, print_plan
@@ -35,7 +36,8 @@ def main(
     Finished stages are skipped, killed ones go on where they stopped. ROOT/paper has the tables as Markdown, CSV and LaTeX,
     the figures as PNG, and paper.html with all of it.
     """
-    with job("paper", config, root, set_, needs_ray=not (plan or tables_only)) as context:
+    writes = [] if plan else [WHOLE_ROOT]
+    with job("paper", config, root, set_, needs_ray=not (plan or tables_only), writes=writes) as context:
         if plan:
             made = make_plan(context.config, context.store)
             print_plan(made, console)

@@ -10,7 +10,7 @@ def main(
     config: ConfigOption, root: RootOption = None, set_: SetOption = None, limit: LimitOption = None, force: ForceOption = False
 ) -> None:
     """Write the queries of the config's tasks to ROOT/queries. --limit keeps so many in all, some of every split."""
-    with job("prepare_queries", config, root, set_, needs_ray=False) as context:
+    with job("prepare_queries", config, root, set_, needs_ray=False, writes=["queries"]) as context:
         context.report(run_prepare_queries(context.config, context.store, limit=limit, force=force))
 
 

@@ -14,7 +14,7 @@ def main(
 
     Needs labels/ and scores/ alone, whoever wrote them, and no Ray. --limit keeps the first N test queries.
     """
-    with job("report", config, root, set_, needs_ray=False) as context:
+    with job("report", config, root, set_, needs_ray=False, reads=["labels", "scores"], writes=["report"]) as context:
         result = run_report(context.config, context.store, limit=limit, force=force)
         print_table(load_report(context.store.report()), console)
         context.report(result)

@@ -20,7 +20,8 @@ def main(
 
     A killed job goes on where it stopped when the same command is run again. With more queries only the new ones are sampled.
     """
-    with job("sample", config, root, set_, needs_ray=True) as context:
+    writes = [f"samples/{key}" for key in model or ()] or ["samples"]
+    with job("sample", config, root, set_, needs_ray=True, reads=["queries"], writes=writes) as context:
         for result in run_sampling(context.config, context.store, models=model, limit=limit, force=force):
             context.report(result)
 

@@ -26,7 +26,8 @@ def main(
     out: Annotated[str | None, typer.Option(help="Parquet file: your rows with query_id, p_weak and route, in order.")] = None,
 ) -> None:
     """Score every query with every router; or, with --queries, split your own queries under an exact strong-call budget."""
-    with job("score", config, root, set_, needs_ray=True) as context:
+    reads, writes = (["labels", "queries", "routers"], ["scores"]) if queries is None else (["routers"], [])
+    with job("score", config, root, set_, needs_ray=True, reads=reads, writes=writes) as context:
         if queries is None:
             if any(option is not None for option in (router, strong_fraction, num_strong, out)):
                 raise ConfigError("--router, --strong-fraction, --num-strong and --out go with --queries FILE.")

@@ -3,14 +3,15 @@
 import typer
 
 from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
-from firewall_ray.router.train import run_training
+from firewall_ray.router.train import CHECKPOINTS_FOLDER, run_training
 
 
 def main(
     config: ConfigOption, root: RootOption = None, set_: SetOption = None, limit: LimitOption = None, force: ForceOption = False
 ) -> None:
     """Train one router for each label design in router.designs, with Ray Train and DeepSpeed. --limit: rows of each split."""
-    with job("train_router", config, root, set_, needs_ray=True) as context:
+    writes = ["routers", CHECKPOINTS_FOLDER]
+    with job("train_router", config, root, set_, needs_ray=True, reads=["labels"], writes=writes) as context:
         context.report(run_training(context.config, context.store, limit=limit, force=force))
 
 

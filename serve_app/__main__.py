@@ -21,7 +21,7 @@ def main(
 ) -> None:
     """Serve the router and its pair of models until Ctrl-C. Starting two engines takes minutes on a small machine."""
     serve_settings.apply()
-    with job("serve", config, root, set_, needs_ray=True) as context:
+    with job("serve", config, root, set_, needs_ray=True, writes=[]) as context:
         logger.info("serve: starting router, weak and strong model ...")
         from ray import serve  # Seconds to import: --help and a wrong config answer at once.
 

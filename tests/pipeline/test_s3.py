@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from handmade import grade, make_config, query, sample, write
-from moto.server import ThreadedMotoServer
+from s3_server import ENVIRONMENT, empty_root, s3_server
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactMissing, StorageFailure
@@ -26,23 +26,16 @@ TIMEOUT_S = 30.0  # A user waits no longer than this to hear of wrong credential
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
+    with s3_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
 def root(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A URI of an empty bucket, as a user would write it."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    bucket = f"bucket-{time.time_ns()}"
-    options = f"endpoint_override={endpoint}&scheme=http&region=us-east-1"
-    ArtifactStore(f"s3://{bucket}?{options}&allow_bucket_creation=true").filesystem.create_dir(bucket)
-    return f"s3://{bucket}/runs/mine?{options}"
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    return empty_root(endpoint)
 
 
 def no_credentials(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
