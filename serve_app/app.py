@@ -26,14 +26,15 @@ SERVE_MAX_ONGOING = 10_000
 
 
 def build_app(args: Mapping[str, Any]) -> Application:
-    """The application of a run. args: `config`, the run's YAML file, and optionally `root`, above the config's own.
+    """The application of a run. args: `config`, the run's YAML file, and optionally `root`, above the config's own, and `set`, a
+    list of key.path=value.
 
     Raises ConfigError, ArtifactMissing or ModelError where the run's config, router or models cannot be served.
     """
-    unknown = sorted(set(args) - {"config", "root"})
+    unknown = sorted(set(args) - {"config", "root", "set"})
     if unknown or "config" not in args:
-        raise ConfigError(f"build_app takes config=FILE and root=FOLDER_OR_URI; given were {sorted(args)}.")
-    return compose(load_config(args["config"], root=args.get("root")))
+        raise ConfigError(f"build_app takes config=FILE, root=FOLDER_OR_URI and set=[key.path=value]; given were {sorted(args)}.")
+    return compose(load_config(args["config"], args.get("set", ()), args.get("root")))
 
 
 def compose(config: RunConfig) -> Application:
