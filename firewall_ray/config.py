@@ -19,6 +19,7 @@ from firewall_ray.config_base import (
     BackboneConfig,
     LabelDesign,
     Name,
+    NodeGroupConfig,
     PairConfig,
     Positive,
     ReplicasConfig,
@@ -33,7 +34,7 @@ from firewall_ray.serving_config import ServingConfig
 # Models --------------------------------------------------------------------------------------------------------------
 
 
-class VllmModelConfig(Strict):
+class VllmModelConfig(NodeGroupConfig):
     """A model that vLLM serves inside the cluster."""
 
     engine: Literal["vllm"] = "vllm"
@@ -58,7 +59,7 @@ class VllmModelConfig(Strict):
     )
 
 
-class OpenAIModelConfig(Strict):
+class OpenAIModelConfig(NodeGroupConfig):
     """A model served elsewhere behind an OpenAI-compatible /v1/completions or /v1/chat/completions."""
 
     engine: Literal["openai"]

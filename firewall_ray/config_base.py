@@ -47,6 +47,19 @@ class ActorsConfig(Strict):
         return max(1, int(self.num_cpus)) if self.device == "cpu" else None
 
 
+class NodeGroupConfig(Strict):
+    """What may be kept to a group of nodes: those with a custom resource, which their node type in ray_cluster.yaml names."""
+
+    node_resource: str | None = Field(
+        None, description="Custom resource of the nodes for its actors, each of which takes a thousandth of it. None: any node."
+    )
+
+    @property
+    def node_resources(self) -> dict[str, float]:
+        """What every actor reserves beside CPUs and GPUs."""
+        return {} if self.node_resource is None else {self.node_resource: 0.001}
+
+
 class PairConfig(Strict):
     weak: Name = Field("weak", description="Key in `models` of the cheap model.")
     strong: Name = Field("strong", description="Key in `models` of the strong model.")

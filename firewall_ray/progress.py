@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from firewall_ray.job import console
@@ -62,7 +63,9 @@ def watch(stage: str, totals: Mapping[str, int], done: Mapping[str, int] | None 
 
     `totals` and `done`: rows of each key in all, and those that an earlier run had done already.
     """
-    counter = ray.remote(num_cpus=0)(ProgressCounter).remote()
+    # On the driver's node, not on one that may go while the stage goes on.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    counter = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressCounter).remote()
     finished = threading.Event()
     show = _show_bars if console.is_terminal else _show_lines
     thread = threading.Thread(target=show, args=(stage, counter, dict(totals), dict(done or {}), finished), daemon=True)

@@ -26,6 +26,7 @@ from firewall_ray.config import ModelConfig, RunConfig, VllmModelConfig, model_p
 from firewall_ray.engines.openai_engine import OpenAISampler, api_key
 from firewall_ray.engines.placement import engine_resources, release_placement_groups
 from firewall_ray.engines.prompt_length import check_prompt_lengths
+from firewall_ray.engines.room import check_room
 from firewall_ray.engines.rows import INPUT_COLUMNS, SamplingSpec
 from firewall_ray.engines.vllm_engine import VllmSampler
 from firewall_ray.errors import ArtifactError, ConfigError, EngineDied
@@ -51,8 +52,9 @@ def run_sampling(
 ) -> list[StageResult]:
     """Sample every query with every model of `models` (the pair, when None). One result a model.
 
-    Raises ConfigError for an unknown model key, ModelError for a model that cannot be loaded, TaskError for a prompt that
-    does not fit a model's context, EngineDied when engines keep dying. Rows that were written stay written.
+    Raises ConfigError for an unknown model key or an engine that no node could hold, ModelError for a model that cannot be
+    loaded, TaskError for a prompt that does not fit a model's context, EngineDied when engines keep dying. Rows that were
+    written stay written.
     """
     keys = list(models or dict.fromkeys((config.pair.weak, config.pair.strong)))
     for key in keys:
@@ -106,6 +108,7 @@ class SamplingJob:
 
     def check(self) -> None:
         """What can be known to be wrong before an engine starts."""
+        check_room(self.key, self.model)
         if isinstance(self.model, VllmModelConfig):
             check_prompt_lengths(self.key, self.model, self.queries, self.spec)
         else:

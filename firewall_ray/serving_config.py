@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from firewall_ray.config_base import LabelDesign, Name, Positive, ReplicasConfig, Strict
+from firewall_ray.config_base import LabelDesign, Name, NodeGroupConfig, Positive, ReplicasConfig, Strict
 
 Route = Literal["weak", "strong"]
 
@@ -48,7 +48,7 @@ class PriceConfig(Strict):
         return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6
 
 
-class ServingConfig(Strict):
+class ServingConfig(NodeGroupConfig):
     """The serving application; the router runs on the device and CPUs of `scoring`, the models as `models` says."""
 
     # Routing
@@ -104,11 +104,6 @@ class ServingConfig(Strict):
         default_factory=dict,
         description="Of both models, for the estimated cost of the strong calls avoided. Empty: calls are only counted.",
     )
-
-    @property
-    def node_resources(self) -> dict[str, float]:
-        """What every replica reserves beside CPUs and GPUs."""
-        return {} if self.node_resource is None else {self.node_resource: 0.001}
 
     @model_validator(mode="after")
     def _prices_of_both_or_none(self) -> "ServingConfig":

@@ -7,16 +7,18 @@ from typing import Any
 from ray.serve.llm import LLMConfig
 
 from firewall_ray.config import VllmModelConfig, model_path
+from firewall_ray.engines.placement import placement_strategy
 
 
 def llm_config(key: str, model: VllmModelConfig, node_resources: Mapping[str, float] | None = None) -> LLMConfig:
     """What Ray Serve needs to serve `models.<key>`; the key is the id that clients know the model by."""
     bundle = {"CPU": model.num_cpus} if model.device == "cpu" else {"CPU": 1, "GPU": 1}
+    bundle |= {**model.node_resources, **(node_resources or {})}
     return LLMConfig(
         model_loading_config={"model_id": key, "model_source": model_path(model.path)},
         engine_kwargs=engine_kwargs(model),
         accelerator_type=model.accelerator_type,
-        placement_group_config={"bundle_per_worker": {**bundle, **(node_resources or {})}},
+        placement_group_config={"bundle_per_worker": bundle, "strategy": placement_strategy(model)},
         deployment_config={
             # As many again may wait at the replica; beyond that the ingress holds a short queue, and then it is overload.
             "max_ongoing_requests": 2 * model.max_num_seqs,

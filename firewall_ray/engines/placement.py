@@ -5,7 +5,7 @@ first bundle the actor takes and whose bundles vLLM's own Ray workers fill.
 """
 
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.util.placement_group import placement_group_table
@@ -16,7 +16,7 @@ from firewall_ray.config import ModelConfig, VllmModelConfig
 
 def engine_bundles(model: VllmModelConfig) -> list[dict[str, float]]:
     """One bundle a GPU: tensor_parallel_size * pipeline_parallel_size of them, the first with the actor's own CPUs too."""
-    bundle: dict[str, float] = {"GPU": 1.0, "CPU": 1.0}
+    bundle: dict[str, float] = {"GPU": 1.0, "CPU": 1.0, **model.node_resources}
     if model.accelerator_type is not None:
         bundle[f"accelerator_type:{model.accelerator_type}"] = 0.001
     num_gpus = model.tensor_parallel_size * model.pipeline_parallel_size
@@ -25,18 +25,23 @@ def engine_bundles(model: VllmModelConfig) -> list[dict[str, float]]:
     return bundles
 
 
+def placement_strategy(model: VllmModelConfig) -> Literal["STRICT_PACK", "PACK"]:
+    """Tensor parallelism talks at every layer, so its GPUs must be on one node; pipeline stages may be on several."""
+    return "STRICT_PACK" if model.pipeline_parallel_size == 1 else "PACK"
+
+
 def engine_resources(key: str, model: ModelConfig) -> dict[str, Any]:
     """The keyword arguments of `Dataset.map_batches` that place this model's actors."""
+    group = {"resources": model.node_resources} if model.node_resources else {}
     if not isinstance(model, VllmModelConfig) or model.device == "cpu":
-        return {"num_cpus": model.num_cpus}
+        return {"num_cpus": model.num_cpus, **group}
     if model.tensor_parallel_size * model.pipeline_parallel_size == 1:
         kind = {} if model.accelerator_type is None else {"accelerator_type": model.accelerator_type}
-        return {"num_gpus": 1, "num_cpus": model.num_cpus, **kind}
-    # Tensor parallelism talks at every layer, so its GPUs must be on one node; pipeline stages may be on several.
-    strategy = "STRICT_PACK" if model.pipeline_parallel_size == 1 else "PACK"
+        return {"num_gpus": 1, "num_cpus": model.num_cpus, **kind, **group}
 
     def scheduling() -> dict[str, Any]:
-        group = ray.util.placement_group(engine_bundles(model), strategy=strategy, name=f"{_prefix(key)}{uuid.uuid4().hex[:8]}")
+        name = f"{_prefix(key)}{uuid.uuid4().hex[:8]}"
+        group = ray.util.placement_group(engine_bundles(model), strategy=placement_strategy(model), name=name)
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)}
 
     return {"num_gpus": 0, "num_cpus": model.num_cpus, "ray_remote_args_fn": scheduling}

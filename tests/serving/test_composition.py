@@ -133,6 +133,14 @@ def test_every_replica_asks_for_the_resource_of_nodes_that_may_serve(tmp_path: P
         assert all(bundle["on_demand"] == 0.001 for bundle in bundles)
 
 
+def test_a_served_models_gpus_are_on_one_node_of_its_group_and_pipeline_stages_may_be_on_several(tmp_path: Path) -> None:
+    model = {"path": "some/model", "tensor_parallel_size": 4, "node_resource": "large"}
+    served = served_model(tmp_path, model).get_engine_config()
+    assert served.placement_strategy == "STRICT_PACK"
+    assert served.placement_bundles == [{"CPU": 1, "GPU": 1, "large": 0.001}] * 4
+    assert served_model(tmp_path, {**model, "pipeline_parallel_size": 2}).get_engine_config().placement_strategy == "PACK"
+
+
 @pytest.mark.parametrize("args", [{}, {"root": "r"}, {"config": "c", "port": "80"}])
 def test_the_application_takes_a_config_and_a_root_and_nothing_else(args: dict[str, str]) -> None:
     from serve_app.app import build_app

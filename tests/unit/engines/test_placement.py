@@ -1,4 +1,4 @@
-"""Where engines land, as numbers; tests of real multi-node clusters come with the cluster's own issue."""
+"""Where engines land, as numbers; on real nodes in tests/cluster/."""
 
 import pytest
 
@@ -29,6 +29,14 @@ def test_one_gpu_or_cpu_engines_are_plain_actors() -> None:
     assert engine_resources("weak", model(device="cpu", num_cpus=2)) == {"num_cpus": 2}
     remote = OpenAIModelConfig(engine="openai", base_url="http://x/v1", model="y")
     assert engine_resources("strong", remote) == {"num_cpus": 0.1}
+
+
+def test_every_engine_and_bundle_asks_for_its_node_group() -> None:
+    assert engine_resources("weak", model(device="cpu", node_resource="spot"))["resources"] == {"spot": 0.001}
+    assert engine_resources("weak", model(node_resource="spot"))["resources"] == {"spot": 0.001}
+    remote = OpenAIModelConfig(engine="openai", base_url="http://x/v1", model="y", node_resource="outside")
+    assert engine_resources("strong", remote)["resources"] == {"outside": 0.001}
+    assert [bundle["spot"] for bundle in engine_bundles(model(tensor_parallel_size=4, node_resource="spot"))] == [0.001] * 4
 
 
 def test_several_gpus_place_the_actor_through_a_group_of_its_own() -> None:

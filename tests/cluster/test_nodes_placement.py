@@ -1,0 +1,98 @@
+"""Placement groups of engines over several GPUs, on nodes with as many GPUs as said; no GPU has to exist to be reserved."""
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from handmade import query, write
+from ray.util.placement_group import placement_group_table
+from ray_nodes import RayNodes, ray_nodes
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import VllmModelConfig
+from firewall_ray.engines.placement import engine_resources, release_placement_groups
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    """Two nodes of 4 GPUs, as of one node group, and one of 8."""
+    with ray_nodes() as nodes:
+        nodes.add(num_cpus=16, num_gpus=4, small_nodes=1)
+        nodes.add(num_cpus=16, num_gpus=4, small_nodes=1)
+        nodes.add(num_cpus=16, num_gpus=8, large_nodes=1)
+        yield nodes
+
+
+def placed(address: str, engines: list[dict[str, Any]], wait_s: float) -> list[dict[str, int] | None]:
+    """In a driver: of each engine, how many of its bundles lie on which node, by its number of GPUs and its id; None where its
+    group did not come about. All at the same time, and given back.
+    """
+    ray.init(address=address, log_to_driver=False)
+    groups = []
+    for engine in engines:
+        scheduling = engine_resources("strong", VllmModelConfig.model_validate({"path": "m", **engine}))["ray_remote_args_fn"]
+        group = scheduling()["scheduling_strategy"].placement_group
+        groups.append(group if group.wait(wait_s) else None)
+    gpus = {node["NodeID"]: f"{node['Resources'].get('GPU', 0):g} GPUs, {node['NodeID'][:8]}" for node in ray.nodes()}
+    found = []
+    for group in groups:
+        where = placement_group_table(group)["bundles_to_node_id"].values() if group else None
+        found.append(None if where is None else dict(Counter(gpus[node] for node in where)))
+    release_placement_groups("strong")
+    return found
+
+
+def test_an_engine_over_several_gpus_has_them_all_on_one_node(nodes: RayNodes) -> None:
+    of_four, another, of_eight = nodes.in_driver(
+        placed,
+        [{"tensor_parallel_size": 4, "node_resource": "small_nodes"}] * 2 + [{"tensor_parallel_size": 8}],
+        20.0,
+    )
+    assert list(of_four.values()) == list(another.values()) == [4]
+    assert of_four.keys() != another.keys()  # each fills a node
+    assert {name[:6] for name in [*of_four, *another]} == {"4 GPUs"}
+    ((where, num_bundles),) = of_eight.items()
+    assert (where[:6], num_bundles) == ("8 GPUs", 8)
+
+
+def test_eight_gpus_of_two_nodes_are_no_room_for_tensor_parallelism_of_eight(nodes: RayNodes) -> None:
+    (split,) = nodes.in_driver(placed, [{"tensor_parallel_size": 8, "node_resource": "small_nodes"}], 3.0)
+    assert split is None
+
+
+def test_pipeline_stages_may_lie_on_two_nodes(nodes: RayNodes) -> None:
+    engine = {"tensor_parallel_size": 4, "pipeline_parallel_size": 2, "node_resource": "small_nodes"}
+    (stages,) = nodes.in_driver(placed, [engine], 20.0)
+    assert list(stages.values()) == [4, 4]
+
+
+def test_an_engine_that_no_node_could_hold_ends_the_job_before_it_begins(nodes: RayNodes, tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "run"))
+    write(store.queries(), [query("q1")])
+    strong = {"path": "quickstart/models/strong", "tensor_parallel_size": 8, "node_resource": "small_nodes"}
+    config = {
+        "root": store.base,
+        "queries": {"tasks": {"tiny_world": {}}},
+        "models": {"weak": {"path": "quickstart/models/weak"}, "strong": strong},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    log = tmp_path / "log"
+    job = nodes.job("sample", "--config", str(tmp_path / "config.yaml"), log=log)
+    try:
+        assert job.wait(120) == 2
+    except subprocess.TimeoutExpired:
+        job.kill()
+        raise
+    said = " ".join(log.read_text().split())
+    assert "models.strong: an engine takes 1 x (8 GPU, 9 CPU, 0.008 small_nodes), each on one node" in said
+    assert "2 x (4 GPU, 16 CPU, 1 small_nodes)" in said
+    assert "1 x (8 GPU, 16 CPU, 0 small_nodes)" in said
+    assert "tensor_parallel_size" in said.partition("start nodes that hold it")[2]
+    assert store.samples("strong").state() == store.samples("weak").state() == "missing"
