@@ -93,6 +93,9 @@ class EngineThread:
 
     def __init__(self, config: VllmModelConfig, seed: int) -> None:
         self._engine = start_engine(config, seed)
+        from vllm.exceptions import VLLMClientError
+
+        self._refusals = (VLLMClientError, ValueError, TypeError)  # what vLLM raises for a request that it cannot take
         self._inbox: queue.SimpleQueue[tuple[Any, Any, Future[Any]]] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Any]] = {}
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
@@ -101,7 +104,7 @@ class EngineThread:
         """The prompt as the engine takes it, tokenized once for both of its requests; the exception when it cannot be."""
         try:
             return self._engine.renderer.render_cmpl([{"prompt": prompt}])[0]
-        except (ValueError, TypeError) as e:
+        except self._refusals as e:
             return e
 
     def submit(self, prompt: Any, params: Any) -> "Future[Any]":
@@ -132,7 +135,7 @@ class EngineThread:
         try:
             self._waiting[request_id] = future
             self._engine.add_request(request_id, prompt, params)
-        except (ValueError, TypeError) as e:  # what vLLM raises for a request that it cannot take
+        except self._refusals as e:
             del self._waiting[request_id]
             future.set_exception(e)
 
