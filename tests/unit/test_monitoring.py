@@ -126,6 +126,25 @@ def test_the_line_on_the_drift_panel_is_where_the_alert_fires() -> None:
     assert rule["expr"] == f"max(ray_firewall_score_drift) > {panel['fieldConfig']['defaults']['thresholds']['steps'][1]['value']}"
 
 
+def test_on_kubernetes_pods_are_scraped_under_the_name_that_the_rules_ask_for_and_let_the_scraper_in() -> None:
+    (scraped,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    kuberay = ROOT / "deploy" / "kuberay"
+    (endpoint,) = yaml.safe_load((kuberay / "pod_monitor.yaml").read_text())["spec"]["podMetricsEndpoints"]
+    assert {"targetLabel": "job", "replacement": scraped["job_name"]} in endpoint["relabelings"]
+    assert any(f'up{{job="{scraped["job_name"]}"}}' in rule["expr"] for rule in RULES)
+    allowed = yaml.safe_load((kuberay / "network_policy.yaml").read_text())["spec"]["ingress"]
+    assert any({"port": endpoint["port"]} in rule.get("ports", []) for rule in allowed)
+
+
+def test_the_command_in_the_docs_makes_of_our_rules_what_the_prometheus_operator_takes() -> None:
+    docs = (ROOT / "docs" / "operations.md").read_text()
+    (command,) = re.findall(r"^(\{ printf .*?; \}) \| kubectl apply -f -$", docs, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    made = yaml.safe_load(done.stdout)
+    assert (made["apiVersion"], made["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert made["spec"] == yaml.safe_load((FOLDER / "alerts.yml").read_text())
+
+
 def promtool(*arguments: str) -> None:
     found = shutil.which("promtool")
     if found is None:
