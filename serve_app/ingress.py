@@ -22,6 +22,7 @@ from serve_app.decision_log import DecisionLog
 from serve_app.exchange import Observer
 from serve_app.gateway import Gateway, parsed_object
 from serve_app.http_errors import add_error_handlers, error_response
+from serve_app.later import Later
 from serve_app.live_counters import LiveCounters
 from serve_app.model_clients import DeployedModel, ModelClient
 from serve_app.page import page_response
@@ -52,7 +53,8 @@ class Ingress:
         }
         self._telemetry = telemetry = Telemetry(serving.prices)
         self._counters = LiveCounters(serving.prices, serve.get_replica_context().replica_id.unique_id)
-        observers: list[Observer] = [telemetry, self._counters]
+        self._later = Later(telemetry)
+        observers: list[Observer] = [self._later, self._counters]
         self._log: DecisionLog | None = None
         if serving.decision_log is not None:
             self._log = DecisionLog(decisions, serving.decision_log, telemetry.logged)
@@ -67,6 +69,7 @@ class Ingress:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Serve ends it once the replica's last request is answered, and waits for it."""
         yield
+        await asyncio.to_thread(self._later.close)
         if self._log is not None:
             await asyncio.to_thread(self._log.close)
 

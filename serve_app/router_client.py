@@ -17,7 +17,11 @@ MAX_TEXTS_A_CALL = 64  # a request of more goes alone, so that small ones need n
 
 
 class Question(NamedTuple):
-    """The arguments of `Router.decide`: those of one request."""
+    """What `Router.decide_all` is asked of one request.
+
+    strong_fraction: in [0, 1]; None: the default. are_questions: texts to be put into the prompt template; otherwise they are
+    whole prompts. counts: as one request that a model will answer, which uses up budget.
+    """
 
     texts: list[str]
     strong_fraction: float | None
@@ -40,7 +44,7 @@ class DeployedRouter:
     async def decide(
         self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
     ) -> list[Decision]:
-        """As `Router.decide`."""
+        """As the protocol says."""
         answer: asyncio.Future[list[Decision]] = asyncio.get_running_loop().create_future()
         self._waiting.append((Question(texts, strong_fraction, are_questions, counts), answer))
         self._call()
@@ -91,7 +95,7 @@ class DeployedRouter:
 
         for answer in answers:
             answer.add_done_callback(gone)
-        results: list[list[Decision] | BaseException]
+        results: list[list[Decision] | Exception]
         try:
             results = await response
         except asyncio.CancelledError:
@@ -101,7 +105,7 @@ class DeployedRouter:
         for answer, result in zip(answers, results, strict=True):
             if answer.done():
                 continue
-            if isinstance(result, BaseException):
+            if isinstance(result, Exception):
                 answer.set_exception(result)
             else:
                 answer.set_result(result)

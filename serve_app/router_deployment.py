@@ -6,9 +6,10 @@ The score comes from the predictor that the offline jobs use, and it meets its t
 import asyncio
 import logging
 import tempfile
-from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 from ray import serve
 from ray.serve.deployment import Application
@@ -19,7 +20,8 @@ from firewall_ray.config import RunConfig, ScoringConfig
 from firewall_ray.config_base import Name, Strict
 from firewall_ray.errors import ModelError
 from firewall_ray.policy import goes_strong
-from firewall_ray.router.predict import RouterPredictor, local_copy
+from firewall_ray.router.card import RouterCard
+from firewall_ray.router.predict import RouterPredictor, Scored, local_copy
 from firewall_ray.score_drift import ScoreDrift
 from firewall_ray.serving_config import BudgetControlConfig
 from firewall_ray.tasks.base import prompt_id
@@ -66,7 +68,6 @@ class Router:
         self._predictor: RouterPredictor | None = None
         self._strong_fraction = 0.0
         self._loaded: tuple[str, str | None] | None = None
-        self._score.set_max_batch_size(scoring.batch_size)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve at the start and on every change. Requests are answered by the router before, until the new one is
@@ -115,34 +116,45 @@ class Router:
         predictor.predict(["warm up"])  # so that the first request is not slow
         return predictor
 
-    async def decide_all(self, questions: list[Question]) -> list[list[Decision] | BaseException]:
-        """`decide` for several requests at once. One that fails does not fail the others."""
-        return await asyncio.gather(*(self.decide(*question) for question in questions), return_exceptions=True)
+    async def decide_all(self, questions: list[Question]) -> list[list[Decision] | Exception]:
+        """For each request one decision a text, in order; or why there is none, which is no other request's fault.
 
-    async def decide(
-        self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
-    ) -> list[Decision]:
-        """One decision a text. strong_fraction: in [0, 1]; None: the default. are_questions: put them into the card's prompt
-        template first, as for training; otherwise they are whole prompts. The prompt's hash breaks ties, so it takes the same
-        way as offline. counts: the texts are those of one request that a model will answer, which uses up budget.
+        A text that is a question is put into the card's prompt template first, as for training. The prompt's hash breaks ties,
+        so it takes the same way as offline.
         """
         # Of one router to the end, whatever is loaded meanwhile.
         predictor, budgets, drift = self._predictor, self._budgets, self._drift
         assert predictor is not None
         assert drift is not None
-        card = predictor.card
-        target = self._strong_fraction if strong_fraction is None else strong_fraction
-        prompts = [card.prompt_template.format(question=text) for text in texts] if are_questions else texts
-        scored = await asyncio.gather(*(self._score(predictor, prompt) for prompt in prompts))
+        template = predictor.card.prompt_template
+        prompts = [
+            [template.format(question=text) for text in each.texts] if each.are_questions else each.texts for each in questions
+        ]
+        p_weak, truncated = await self._score(predictor, list(chain.from_iterable(prompts)))
         # Nothing is awaited from here on: a threshold must know of every decision before it.
+        decided: list[list[Decision] | Exception] = []
+        start = 0
+        for question, its_prompts in zip(questions, prompts, strict=True):
+            its = slice(start, start := start + len(its_prompts))
+            scored = Scored(p_weak[its], truncated[its])
+            try:
+                decided.append(self._decide(question, its_prompts, scored, predictor.card, budgets))
+            except Exception as e:
+                decided.append(e)
+                continue
+            if question.counts:
+                self._watch(drift, scored.p_weak)
+        return decided
+
+    def _decide(
+        self, question: Question, prompts: list[str], scored: Scored, card: RouterCard, budgets: BudgetController | None
+    ) -> list[Decision]:
+        target = self._strong_fraction if question.strong_fraction is None else question.strong_fraction
         threshold = card.quantiles.threshold(target) if budgets is None else budgets.threshold(target)
-        strong = goes_strong([p_weak for p_weak, _ in scored], prompts, threshold, self._tie_seed)
-        if budgets is not None and counts:
-            budgets.record(target, min(p_weak for p_weak, _ in scored), bool(strong.any()))
+        strong = goes_strong(scored.p_weak, prompts, threshold, self._tie_seed)
+        if budgets is not None and question.counts:
+            budgets.record(target, float(scored.p_weak.min()), bool(strong.any()))
             self._report(budgets)
-        if counts:
-            for p_weak, _ in scored:
-                self._watch(drift, p_weak)
         return [
             Decision(
                 route="strong" if is_strong else "weak",
@@ -154,7 +166,9 @@ class Router:
                 strong_fraction=target,
                 query_id=prompt_id(prompt),
             )
-            for prompt, is_strong, (p_weak, truncated) in zip(prompts, strong, scored, strict=True)
+            for prompt, is_strong, p_weak, truncated in zip(
+                prompts, strong.tolist(), scored.p_weak.tolist(), scored.truncated.tolist(), strict=True
+            )
         ]
 
     def _report(self, budgets: BudgetController) -> None:
@@ -165,11 +179,12 @@ class Router:
         if budget.realised is not None:
             self._metrics("firewall_budget", budget.realised, {"fraction": "realised"})
 
-    def _watch(self, drift: ScoreDrift, p_weak: float) -> None:
+    def _watch(self, drift: ScoreDrift, p_weak: np.ndarray) -> None:
         """Whether live scores are still like those of the calibration. Those of a router that was replaced say nothing."""
-        index = drift.add(p_weak)
-        if index is not None and drift is self._drift:
-            self._stand("firewall_score_drift", index)
+        for score in p_weak.tolist():
+            index = drift.add(score)
+            if index is not None and drift is self._drift:
+                self._stand("firewall_score_drift", index)
 
     def _stand(self, gauge: str, value: float) -> None:
         """A gauge that keeps its value until it is set again."""
@@ -181,18 +196,25 @@ class Router:
         for gauge, value in self._standing.items():
             self._metrics(gauge, value, {})
 
-    # Waits for nobody: a batch is what came in while the one before it was scored.
+    # Waits for nobody: a batch is what came in, from all ingress replicas, while the one before it was scored.
     @serve.batch(batch_wait_timeout_s=0)
-    async def _score(self, predictors: list[RouterPredictor], prompts: list[str]) -> list[tuple[float, bool]]:
-        """(p_weak, truncated) of each prompt by its predictor: two in a batch while a router is swapped, else one. In a
-        thread, so that this replica's event loop goes on collecting.
+    async def _score(self, predictors: list[RouterPredictor], calls: list[list[str]]) -> list[Scored]:
+        """The scores of each call's prompts by its predictor: two in a batch while a router is swapped, else one. In a thread,
+        so that this replica's event loop goes on collecting.
         """
-        scored: dict[RouterPredictor, Iterator[tuple[float, bool]]] = {}
+        scored: dict[int, Scored] = {}
         for predictor in set(predictors):
-            mine = [prompt for prompt, its in zip(prompts, predictors, strict=True) if its is predictor]
-            p_weak, truncated = await asyncio.to_thread(predictor.score, mine)
-            scored[predictor] = zip(p_weak.tolist(), truncated.tolist(), strict=True)
-        return [next(scored[predictor]) for predictor in predictors]
+            mine = [i for i, each in enumerate(predictors) if each is predictor]
+            together = await asyncio.to_thread(predictor.score, [prompt for i in mine for prompt in calls[i]])
+            ends = np.cumsum([len(calls[i]) for i in mine])[:-1]
+            parts = zip(np.split(together.p_weak, ends), np.split(together.truncated, ends), strict=True)
+            for i, part in zip(mine, parts, strict=True):
+                scored[i] = Scored(*part)
+        return [scored[i] for i in range(len(calls))]
+
+
+def _prompts(question: Question, card: RouterCard) -> list[str]:
+    return [card.prompt_template.format(question=text) for text in question.texts] if question.are_questions else question.texts
 
 
 def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> Application:

@@ -10,12 +10,14 @@ from tiny_router import SCRATCH, make_card
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import RouterConfig, ScoringConfig
-from firewall_ray.errors import ModelError
+from firewall_ray.errors import ModelError, PolicyError
 from firewall_ray.policy import QuantileTable
 from firewall_ray.router.card import RouterCard
 from firewall_ray.router.predict import Scored
 from firewall_ray.serving_config import BudgetControlConfig
 from firewall_ray.tasks.base import prompt_id
+from serve_app.decision import Decision
+from serve_app.router_client import Question
 from serve_app.router_deployment import Router, RouterUserConfig
 
 WINDOW = 200
@@ -62,11 +64,17 @@ class Replica(Router):
             raise ModelError(f"there is no {wanted.router}")
         return self.predictors[wanted.router]
 
-    async def _score_alone(self, predictor: Any, prompt: str) -> Any:
+    async def _score_alone(self, predictor: Any, prompts: list[str]) -> Any:
         if self.held is not None:
             await self.held.wait()
-        ((p_weak, truncated),) = await Router._score.__wrapped__(self, [predictor], [prompt])
-        return p_weak, truncated
+        (scored,) = await Router._score.__wrapped__(self, [predictor], [prompts])
+        return scored
+
+    async def decide(self, texts: list[str], target: float | None, are_questions: bool, counts: bool = False) -> list[Decision]:
+        (decided,) = await self.decide_all([Question(texts, target, are_questions, counts)])
+        if isinstance(decided, Exception):
+            raise decided
+        return decided
 
     async def share_strong(self, scores: list[float], target: float | None = None) -> float:
         """Of as many requests, one after the other."""
@@ -199,6 +207,24 @@ def test_readiness_and_route_requests_are_no_traffic_for_drift() -> None:
     asyncio.run(test())
 
 
+def test_a_request_that_cannot_be_decided_fails_alone() -> None:
+    async def test() -> None:
+        router = await replica(window=None)
+        before, wrong, after = await router.decide_all(
+            [
+                Question(["0.1", "0.9"], 0.5, are_questions=True, counts=True),
+                Question(["0.1"], 1.5, are_questions=True, counts=True),
+                Question(["0.8"], 0.5, are_questions=True, counts=True),
+            ]
+        )
+        assert isinstance(wrong, PolicyError)
+        assert not isinstance(before, Exception)
+        assert not isinstance(after, Exception)
+        assert [decision.score for decision in (*before, *after)] == pytest.approx([0.1, 0.9, 0.8])
+
+    asyncio.run(test())
+
+
 # Swaps ---------------------------------------------------------------------------------------------------------------
 
 
@@ -224,8 +250,9 @@ def test_a_batch_of_before_and_after_a_swap_is_scored_by_both_routers_each_its_o
     async def test() -> None:
         router = await replica()
         one, two = router.predictors.values()
-        scored = await Router._score.__wrapped__(router, [one, two, one, two], ["0.1", "0.2", "0.3", "0.4"])
-        assert [p_weak for p_weak, _ in scored] == pytest.approx([0.1, 10.2, 0.3, 10.4])
+        calls = [["0.1", "0.5"], ["0.2"], ["0.3"], ["0.4", "0.6"]]
+        scored = await Router._score.__wrapped__(router, [one, two, one, two], calls)
+        assert [each.p_weak.tolist() for each in scored] == [[0.1, 0.5], [10.2], [0.3], [10.4, 10.6]]
 
     asyncio.run(test())
 
