@@ -37,7 +37,11 @@ class BartScorer:
 
     @torch.inference_mode()
     def score(self, responses: Sequence[str], references: Sequence[str]) -> NDArray[np.float32]:
-        """BARTScore of each response against its reference: float32, (num_pairs,), at most 0. Sorted by length inside."""
+        """BARTScore of each response against its reference: float32, (num_pairs,), at most 0. Sorted by length inside.
+
+        To four decimals: what a pair is batched with changes its score by 1e-7, and Hybrid LLM asks whether one score reaches
+        another. Both models' same response must have the same.
+        """
         sources, targets = (encode_texts(self.tokenizer, texts, self.settings.max_length) for texts in (responses, references))
         scores = np.empty(len(sources), dtype=np.float32)
         order = sorted(range(len(sources)), key=lambda i: (len(sources[i]), len(targets[i])), reverse=True)
@@ -46,7 +50,7 @@ class BartScorer:
             losses = token_losses(self.model, [sources[i] for i in rows], [targets[i] for i in rows], self.tokenizer.pad_token_id)
             lengths = torch.tensor([len(targets[i]) for i in rows], device=self.device)
             scores[rows] = (-losses.sum(dim=1) / lengths).cpu().numpy()
-        return scores
+        return scores.round(4)
 
 
 def token_losses(
