@@ -2,6 +2,7 @@
 #
 #   make quickstart    the whole pipeline on this machine, real engines, about five minutes on 2 cores
 #   make serve         its router and models behind an OpenAI-compatible endpoint on this machine, after make quickstart
+#   make paper         the paper's tables and figures in miniature, about eleven minutes on 2 cores
 #   make test          all tests            make test-quick   those without Ray, vLLM and DeepSpeed
 #   make lint          ruff and mypy        make bench        the benchmarks, each against its bound
 #   make bench-serving the endpoint against ray.serve.llm's own, and what runs the router, after make quickstart
@@ -13,7 +14,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 TORCH := $(shell grep '^torch==' requirements/cpu.txt)
 CONFIG ?= jobs/configs/quickstart.yaml
 
-.PHONY: quickstart serve test test-quick lint format bench bench-serving models clean
+.PHONY: quickstart serve paper test test-quick lint format bench bench-serving models clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run
@@ -21,6 +22,9 @@ quickstart: .venv/run
 
 serve: .venv/run
 	$(BIN)/python -m serve_app --config $(CONFIG)
+
+paper: .venv/run
+	$(BIN)/python jobs/paper.py --config jobs/configs/paper_mini.yaml
 
 test: .venv/dev
 	$(BIN)/pytest

@@ -1,0 +1,98 @@
+"""jobs/paper.py, small: three real models through every stage, another pair, another backbone, and the tables."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import RunConfig, load_config
+from firewall_ray.paper.artifact import run_paper
+from firewall_ray.paper.stages import STAGES
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature with fewer queries, samples, epochs and routers."""
+    folder = tmp_path_factory.mktemp("paper")
+    config = yaml.safe_load((REPOSITORY / "jobs/configs/paper_mini.yaml").read_text())
+    config["root"] = str(folder / "run")
+    sizes = {"num_train": 90, "num_validation": 20, "num_test": 40}
+    config["queries"]["tasks"] |= {"tiny_facts": sizes, "tiny_sums": sizes}
+    config["queries"]["tasks"]["tiny_letters"]["num_test"] = 20
+    config["sampling"]["num_samples"] = 4
+    config["router"] |= {"designs": ["soft_block", "hard_block", "weak_pass_rate"], "epochs": 1}
+    config["baselines"]["names"] = ["margin_sampling", "knn"]
+    config["evaluation"] = {"num_bootstrap": 50}
+    config["paper"]["pairs"] = [{"weak": "middle", "strong": "strong"}]
+    config["paper"]["backbones"].pop("llama-scratch")
+    config["paper"]["backbone_designs"] = ["soft_block"]
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config_file: Path, ray_cluster: None) -> RunConfig:
+    config = load_config(config_file)
+    store = ArtifactStore(config.root)
+    for stage in STAGES:
+        stage(config, store)
+    run_paper(config, store)
+    return config
+
+
+def test_every_stage_leaves_what_the_tables_need(finished: RunConfig) -> None:
+    store = ArtifactStore(finished.root)
+    assert store.children("samples") == ["middle", "strong", "weak"]
+    assert store.children("pairs/middle-strong") == ["labels", "scores"]
+    assert store.children("backbones/weak-model/scores") == ["soft_block"]
+    with (Path(finished.root) / "paper/table_2.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["task"] for row in rows} == {"tiny_facts", "tiny_sums", "tiny_letters", "all"}
+    assert "Margin Sampling" in {row["router"] for row in rows}
+    assert len(list((Path(finished.root) / "paper").glob("figure_*.png"))) == 3 * 3 + 3  # tasks, label designs
+
+
+def test_another_weak_model_has_its_own_margins_and_the_same_strong_samples(finished: RunConfig) -> None:
+    root = Path(finished.root)
+    own, anew = (ArtifactStore(str(root / place)).scores("margin_sampling").read() for place in ("", "pairs/middle-strong"))
+    assert own["query_id"].to_pylist() == anew["query_id"].to_pylist()
+    assert own["p_weak"] != anew["p_weak"]
+    weak, middle = (ArtifactStore(str(root / place)).labels().read() for place in ("", "pairs/middle-strong"))
+    assert weak["pass_rate_strong"] == middle["pass_rate_strong"]
+    assert weak["pass_rate_weak"] != middle["pass_rate_weak"]
+
+
+def test_the_second_run_skips_every_stage(finished: RunConfig) -> None:
+    store = ArtifactStore(finished.root)
+    results = [result for stage in STAGES for result in stage(finished, store)]
+    assert {result["action"] for result in [*results, run_paper(finished, store)]} == {"skip"}
+
+
+def test_the_job_makes_the_tables_of_what_is_there(finished: RunConfig, config_file: Path) -> None:
+    command = [sys.executable, "jobs/paper.py", "--config", str(config_file), "--tables-only"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    (result,) = json.loads(done.stdout)["stages"]
+    assert (result["action"], result["tables"]) == ("skip", 4)
+    assert "Difference in APGR" in done.stderr
+    assert str(Path(finished.root) / "paper/paper.html") in done.stderr
+
+
+def test_the_plan_after_the_run_uses_what_was_measured(finished: RunConfig, config_file: Path) -> None:
+    command = [sys.executable, "jobs/paper.py", "--config", str(config_file), "--plan"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    (plan,) = json.loads(done.stdout)["stages"]
+    rows = {row["stage"]: row for row in plan["rows"]}
+    assert rows["sample middle"]["queries"] == 320
+    assert "measured here" in rows["sample middle"]["arithmetic"]
