@@ -71,8 +71,10 @@ def at_low_priority(config: RunConfig) -> RunConfig:
     """The config with as few engines and requests in flight as `relabel` says, and its n."""
     relabel, models = config.relabel, dict(config.models)
     for key in (config.pair.weak, config.pair.strong):
-        changes: dict[str, object] = {"replicas": relabel.replicas}
-        if isinstance(model := models[key], OpenAIModelConfig):
+        model = models[key]
+        node_resource = model.node_resource if relabel.node_resource is None else relabel.node_resource
+        changes: dict[str, object] = {"replicas": relabel.replicas, "node_resource": node_resource}
+        if isinstance(model, OpenAIModelConfig):
             changes["max_concurrency"] = min(model.max_concurrency, relabel.max_concurrency)
         models[key] = model.model_copy(update=changes)
     num_samples = relabel.num_samples or config.sampling.num_samples

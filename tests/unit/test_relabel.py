@@ -466,6 +466,9 @@ def test_sampling_takes_as_few_engines_and_requests_as_the_config_says(tmp_path:
     assert [config.models[key].replicas.max for key in ("weak", "strong", "middle")] == [1, 1, 8]
     assert config.models["strong"].max_concurrency == 4  # type: ignore[union-attr]
     assert config.sampling.num_samples == 3
+    assert [config.models[key].node_resource for key in ("weak", "strong", "middle")] == [None, None, None]
+    apart = make_config(str(tmp_path), models=models, relabel={"node_resource": "spare"})
+    assert [at_low_priority(apart).models[key].node_resource for key in ("weak", "strong", "middle")] == ["spare", "spare", None]
     modest = {**bought, "max_concurrency": 2}
     assert at_low_priority(make_config(str(tmp_path), models={**models, "strong": modest})).models["strong"].max_concurrency == 2  # type: ignore[union-attr]
 
