@@ -19,8 +19,8 @@ class RelabelConfig(Strict):
     )
     node_resource: str | None = Field(
         None,
-        description="Custom resource of the nodes for its engines, in place of the models' own: one that the nodes which serve lack "
-        "keeps engines off these. None: as the models say.",
+        description="Custom resource of the nodes for its engines, in place of the models' own: one that the nodes which serve "
+        "lack keeps engines off these. None: as the models say.",
     )
     max_concurrency: Positive = Field(
         4, description="Requests in flight to a model that is served elsewhere, where the application's requests share its limits."
