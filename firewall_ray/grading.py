@@ -97,6 +97,15 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
     return pa.Table.from_pylist(rows, schema=GRADES)
 
 
+def rows_near(queries: pa.Table, query_ids: pa.ChunkedArray) -> pa.Table:
+    """Those rows of `queries`, sorted by query_id, that have one of the ids, and perhaps a few more.
+
+    By binary search: a hash table of all queries for each block of samples would make grading quadratic in their number.
+    """
+    places = pc.search_sorted(queries["query_id"], query_ids)
+    return queries.take(pc.unique(pc.min_element_wise(places, pa.scalar(len(queries) - 1, pa.uint64()))))
+
+
 def _grade(task: Task, sample: Mapping[str, Any], reference_json: str, options: Options) -> dict[str, Any]:
     reference, task_options = json.loads(reference_json), options[task.name]
     # A sure model answers a query in the same words many times over: each text is graded once.
@@ -131,11 +140,11 @@ def _grade_dataset(
 ) -> None:
     schema = pa.schema([SAMPLES.field(name) for name in SAMPLE_COLUMNS])
     where = f"samples: {samples.path}"
-    shared_queries = ray.put(queries)
+    shared_queries = ray.put(queries.sort_by("query_id").combine_chunks())
 
     def grade_block(block: pa.Table) -> pa.Table:
-        known = ray.get(shared_queries)
         table = pa.Table.from_batches([cast_batch(batch, schema, where) for batch in block.to_batches()], schema)
+        known = rows_near(ray.get(shared_queries), table["query_id"])
         if only_known:
             table = table.filter(pc.is_in(table["query_id"], known["query_id"]))
         graded = grade_batch(table, known, model, options, tasks)

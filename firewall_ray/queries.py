@@ -1,6 +1,7 @@
 """Tasks -> queries/: every benchmark of the run, as one Parquet dataset. And back: the checked queries that other stages read.
 
-Runs in the driver. Rows are streamed; what stays in memory while preparing is one short id a query, to find duplicates.
+Runs in the driver. Rows are streamed; what stays in memory while preparing is one short id a query, to find duplicates. Queries
+that are read lie in a temporary file.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, TaskError
 from firewall_ray.job import StageResult
 from firewall_ray.schemas import QUERIES, SPLITS
+from firewall_ray.spill import mapped
 from firewall_ray.tasks import Query, Task, get_task, known_tasks
 
 logger = logging.getLogger("firewall_ray")
@@ -63,17 +65,17 @@ def read_queries(store: ArtifactStore, limit: int | None = None) -> pa.Table:
     reference that is not a JSON object; also when there are none.
     """
     queries = store.queries().require()
-    table = queries.read()
     where = f"queries: {queries.path}"
+    table = mapped(queries)
     if not table.num_rows:
         raise ArtifactError(f"{where} has no rows. Run: {queries.made_by} --config FILE --force")
     check_unique(table["query_id"], where)
     check_splits(table, where)
-    for query_id, reference in zip(table["query_id"], table["reference"], strict=True):
-        if not _is_json_object(reference.as_py()):
-            raise ArtifactError(
-                f"{where}: query {query_id}: `reference` must be a JSON object, there is {reference.as_py()!r:.60}."
-            )
+    for batch in table.to_batches():
+        for row, reference in enumerate(batch["reference"].to_pylist()):
+            if not _is_json_object(reference):
+                query_id = batch["query_id"][row]
+                raise ArtifactError(f"{where}: query {query_id}: `reference` must be a JSON object, there is {reference!r:.60}.")
     return table if limit is None else table.filter(_within_limit(table, limit))
 
 

@@ -1,7 +1,8 @@
-"""Split a dataset by a hash of query_id into files on the local disk, so that datasets join one bucket at a time.
+"""Datasets on the driver's local disk, so that its memory does not grow with them.
 
-Runs in the driver. Equal ids land in the bucket of the same number whatever order or file they come in, so a join needs
-one bucket of each dataset in memory, never a whole one.
+`mapped` is a whole one as a table. `Spill` splits one by a hash of query_id, so that datasets join one bucket at a time: equal
+ids land in the bucket of the same number whatever order or file they come in, so a join needs one bucket of each dataset in
+memory, never a whole one.
 """
 
 import itertools
@@ -41,6 +42,16 @@ def spill_folder() -> Iterator[Path]:
         raise StorageFailure(
             f"Cannot keep temporary files in {tempfile.gettempdir()}: {e}. Set TMPDIR to a folder with more space."
         ) from e
+
+
+def mapped(dataset: Dataset) -> pa.Table:
+    """All rows, memory-mapped from a file that is gone with the table: the page cache holds them, as far as there is room."""
+    with spill_folder() as folder:
+        path = str(folder / "rows.arrow")
+        with pa.ipc.new_file(path, dataset.schema) as writer:
+            for batch in dataset.iter_batches(batch_rows=READ_ROWS):
+                writer.write_batch(batch)
+        return pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
 class Spill:

@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from handmade import make_config, query, sample, write
+from hypothesis import given
+from hypothesis import strategies as st
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, TaskError
-from firewall_ray.grading import grade_batch, run_grading
+from firewall_ray.grading import grade_batch, rows_near, run_grading
 from firewall_ray.labeling import run_labeling
 from firewall_ray.schemas import GRADES, SAMPLES
 
@@ -35,6 +37,23 @@ def grades(root: Path, model: str = "weak") -> dict[str, dict[str, Any]]:
 def grade_all(root: Path, models: Any = ("weak",), **arguments: Any) -> list[dict[str, Any]]:
     sections = arguments.pop("sections", {})
     return run_grading(make_config(str(root), **sections), ArtifactStore(str(root)), models=models, **arguments)
+
+
+# The queries of a batch ------------------------------------------------------------------------------------------------
+
+
+IDS = st.text(max_size=4)  # of any characters: Python's order of them is not Arrow's
+
+
+@given(st.lists(IDS, min_size=1, unique=True), st.lists(IDS, max_size=20))
+def test_the_binary_search_finds_every_query_of_a_batch_and_no_more_rows_than_the_batch_has(
+    known: list[str], ids: list[str]
+) -> None:
+    queries = pa.table({"query_id": known, "number": range(len(known))}).sort_by("query_id").combine_chunks()
+    near = rows_near(queries, pa.chunked_array([ids[:3], ids[3:]], pa.string())).to_pylist()
+    assert {row["query_id"] for row in near} >= set(known) & set(ids)
+    assert all(known[row["number"]] == row["query_id"] for row in near)
+    assert len(near) <= len(set(ids))
 
 
 # One batch, as a worker grades it --------------------------------------------------------------------------------------

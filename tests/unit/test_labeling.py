@@ -259,3 +259,13 @@ def test_partitioning_loses_no_row_and_splits_no_id(ids: list[str], count: int) 
         row["query_id"]: number for number, part in spill._partition(batch.slice(len(ids) // 2), count) for row in part.to_pylist()
     }
     assert all(again[query_id] == number for number, query_id, _ in rows if query_id in again)
+
+
+def test_mapped_rows_outlive_their_file_and_every_change_of_the_dataset(tmp_path: Path) -> None:
+    dataset = ArtifactStore(str(tmp_path)).queries()
+    rows = [query(f"q{number}") for number in range(40_000)]  # several batches
+    write(dataset, rows)
+    table = spill.mapped(dataset)
+    dataset.begin({})
+    assert dataset.files() == []
+    assert table.to_pylist() == rows
