@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firewall_ray import policy
-from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.artifacts import ArtifactStore, fingerprint
 from firewall_ray.config import EvaluationConfig, RunConfig
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores
 from firewall_ray.evaluation.intervals import Difference, bootstrap_curves, intervals, paired_bootstrap
@@ -32,13 +32,7 @@ Comparison = dict[str, Any]
 
 
 def run_comparison(
-    config: RunConfig,
-    store: ArtifactStore,
-    folded: FoldedStore,
-    new: str,
-    serve_file: ServeFile,
-    *,
-    force: bool = False,
+    config: RunConfig, store: ArtifactStore, folded: FoldedStore, new: str, serve_file: ServeFile, *, force: bool = False
 ) -> StageResult:
     """Compare the router `new` with the one that `serve_file` has in service; write comparison.json and comparison.md, and where
     `new` is better serve_config.yaml, which is `serve_file` with it.
@@ -49,7 +43,7 @@ def run_comparison(
         "scores": {name: folded.scores(name).require().identity() for name in (in_service, new)},
         "in_service": in_service,
         "evaluation": config.evaluation.model_dump(mode="json"),
-        "serve_config": serve_file.content,
+        "serve_config": fingerprint(serve_file.content),
     }
     action = "skip" if dataset.plan(settings, force=force) == "skip" else "run"
     if action == "run":

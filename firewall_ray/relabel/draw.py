@@ -5,7 +5,8 @@ Runs in the driver; rows are streamed, and what stays in memory is an id a query
 Every distinct query has the same chance, whatever its score, its route, and how often it was asked. That is what keeps the
 comparison at the end honest: a part of the drawn queries is held out, and its means estimate those of all the log's queries.
 Drawn near the threshold, or among those of one route, it would estimate something that depends on the very router that is to be
-judged; drawn by request, a query asked a thousand times would outweigh all others, and lie on both sides of the split.
+judged; drawn by request, a query asked a thousand times would outweigh all others, and lie on both sides of the split. Drawn
+queries that cannot be graded are left out later: what is held out then stands for those that can, and says nothing of the others.
 """
 
 import heapq
