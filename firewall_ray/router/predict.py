@@ -5,6 +5,7 @@ masked and the arithmetic is float32, so scores of the same prompt differ by rou
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -56,6 +57,8 @@ class RouterPredictor:
         if compiled:
             try:
                 self._network = compile_for_cpu(self.model, num_threads or 1, self.max_length)
+                # Fewer shapes, each of which is prepared for anew; none of them beyond what the network reads.
+                self._multiple = math.gcd(8, self.max_length)
             except ModelError as e:
                 logger.warning("%s Torch runs it, which takes longer.", e)
 
@@ -82,6 +85,7 @@ class RouterPredictor:
         model.config.use_cache = False  # of keys and values, which causal backbones would keep for tokens to come
         self.model = model.to(device).eval()
         self._network = Logits(self.model)
+        self._multiple = 1
         self.max_length = max_length
         self.batch_size = batch_size
         self.device = device
@@ -104,7 +108,7 @@ class RouterPredictor:
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)  # longest first: out of memory shows at once
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            input_ids, mask = pad_rows([ids[i] for i in rows], self.tokenizer.pad_token_id)
+            input_ids, mask = pad_rows([ids[i] for i in rows], self.tokenizer.pad_token_id, self._multiple)
             logits = self._network(input_ids.to(self.device), mask.to(self.device))[:, 0]
             p_weak[rows] = torch.sigmoid(logits).cpu().numpy()
         return p_weak
