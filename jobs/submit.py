@@ -43,7 +43,7 @@ def main(
     """
     logging.getLogger("ray").setLevel(logging.WARNING)
     with exit_codes("submit"):
-        check_paths(config, root, set_, serve_config)
+        resolved = check_paths(config, root, set_, serve_config)
         shared = ["--config", config, *_option("--root", root), *(word for value in set_ or () for word in ("--set", value))]
         own = [*_option("--limit", limit), *(["--force"] if force else []), *_option("--from", first)]
         entrypoint = " && ".join(
@@ -52,11 +52,11 @@ def main(
                 shlex.join(["python", "-m", "serve_app.deploy", *shared, "--serve-config", serve_config]),
             ]
         )
-        raise SystemExit(run(entrypoint, _runtime_env(runtime_env), {"config": config, "root": root or "as the config says"}))
+        raise SystemExit(run(entrypoint, _runtime_env(runtime_env), {"config": config, "root": resolved or "the config's own"}))
 
 
-def check_paths(config: str, root: str | None, overrides: list[str] | None, serve_config: str) -> None:
-    """What can be known to be wrong before anything is uploaded. Raises ConfigError."""
+def check_paths(config: str, root: str | None, overrides: list[str] | None, serve_config: str) -> str | None:
+    """ROOT; None where only the cluster has the config. Raises ConfigError for what is known to be wrong before an upload."""
     os.chdir(REPOSITORY)
     if not os.path.isabs(config) or os.path.exists(config):
         root = load_config(config, overrides or (), root).root
@@ -67,6 +67,7 @@ def check_paths(config: str, root: str | None, overrides: list[str] | None, serv
             f"root: {root!r} is relative, and would lie in a copy of this repository that Ray deletes later. Pass --root "
             "with a URI such as s3://bucket/run, or with the absolute path of a folder that all nodes share."
         )
+    return root
 
 
 def run(entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> int:
