@@ -65,7 +65,7 @@ def run_comparison(
         dataset.write_bytes("comparison.md", markdown(strict).encode())
         if comparison["is_better"]:
             dataset.write_bytes(SERVE_FILE, serve_file.with_router(new, comparison["version"]).encode())
-        dataset.finish(config.model_dump(mode="json"), {"is_better": comparison["is_better"]})
+        dataset.finish(config.model_dump(mode="json"), {"winner": new if comparison["is_better"] else in_service})
     return {"stage": "compare", "action": action, "path": dataset.path, **dataset.manifest()["counts"]}
 
 

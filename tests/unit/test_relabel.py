@@ -386,7 +386,8 @@ def compared(config: RunConfig, store: ArtifactStore, in_service: Any, new: Any)
         put_router(folded, name)
         write(folded.scores(name), [{"query_id": i, "p_weak": p} for i, p in zip(queries.query_ids, p_weak, strict=True)])
     assert round_store.router("soft_block").path == folded.router("soft_block-may").path
-    run_comparison(config, store, folded, "soft_block-may", serve_file(config))
+    result = run_comparison(config, store, folded, "soft_block-may", serve_file(config))
+    assert result["winner"] == ("soft_block-may" if new is GOOD else "soft_block")
     return folded
 
 
