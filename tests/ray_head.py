@@ -18,15 +18,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def ray_head() -> Iterator[dict[str, str]]:
-    """`ray start --head` on ports of its own; the environment in which `ray job` and `serve` find it."""
+def ray_head(*options: str) -> Iterator[dict[str, str]]:
+    """`ray start --head` on ports of its own; the environment in which `ray job` and `serve` find it. options: more of them."""
     dashboard = free_port()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"PATH": path, "RAY_AUTH_MODE": "token"}
     command = ["ray", "start", "--head", "--block", f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=8"]
     command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
-    command += ["--object-store-memory=300000000", "--disable-usage-stats"]
+    command += ["--object-store-memory=300000000", "--disable-usage-stats", *options]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     environment["RAY_API_SERVER_ADDRESS"] = environment["RAY_DASHBOARD_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     try:
