@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import psutil
 from ray.cluster_utils import Cluster
 from ray.core.generated.gcs_pb2 import ActorTableData
+from ray_head import free_port
 
 # A node is missed after three seconds, not fifteen as in production: what follows is the same, and tests take less time.
 SYSTEM = {"health_check_period_ms": 1_000, "health_check_failure_threshold": 3}
@@ -39,7 +40,8 @@ class RayNodes:
     """The head runs drivers and no work, as in ray_cluster.yaml."""
 
     def __init__(self) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args=HEAD, shutdown_at_exit=True)
+        # A port of its own even without a dashboard: a part of it runs all the same.
+        self._cluster = Cluster(initialize_head=True, head_node_args={**HEAD, "dashboard_port": free_port()})
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         self.environment["RAY_ADDRESS"] = self.address
 

@@ -45,6 +45,7 @@ class Load:
 
     url: str
     outcomes: list[tuple[int, str | None, str | None]] = field(default_factory=list)  # status, route, fallback
+    num_broken: int = 0  # streams that ended in an error, after their first byte
     _over: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
@@ -78,6 +79,7 @@ class Load:
                 said = response.text.splitlines()[0].removeprefix("data: ") if body["stream"] else response.json()["model"]
                 route = response.headers.get("x-firewall-route")
                 assert said == route, "the headers name the model that answered"
+                self.num_broken += body["stream"] and "[DONE]" not in response.text
                 self.outcomes.append((response.status_code, route, response.headers.get("x-firewall-fallback")))
                 time.sleep(0.05)
 
@@ -112,7 +114,9 @@ def test_the_strong_models_node_killed_under_traffic_costs_no_answer(nodes: RayN
         assert alive("ModelServer:strong") == [another.node_id]
 
         nodes.kill(small[0])
+        wait_for(lambda: alive("ModelServer:weak") == [small[1].node_id], "its death is known")
         load.wait_for(20, "the weak model's other replica goes on", route="weak", fallback=None)
     assert {status for status, _, _ in load.outcomes} == {200}
+    assert load.num_broken <= 2 * 2  # two deaths, two clients that stream: what has begun cannot be answered by another model
     assert {fallback for _, _, fallback in load.outcomes} <= {None, "dead", "timeout", "failed"}
     assert json.loads(httpx.get(f"{url}/health").text) == {"status": "ok"}
