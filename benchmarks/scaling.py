@@ -1,0 +1,271 @@
+"""Does it scale? Rows/s at 1 and 2 workers, and the driver's memory and time from 10,000 to a million rows.
+
+Workers: the real sampling job (vLLM, the quickstart's strong model, n = 32) and the real scoring actors, with one and with two of
+them. Measured over the last six tenths of the rows, when all of them are at work; two workers are bound by two cores, on which
+Ray Data and Parquet run as well.
+
+Rows: sampling of both models, grading and labelling as the jobs do them (queries, engines on actors, checkpoint, Parquet), with an
+engine that takes a fixed time a row in the place of vLLM, n = 2. Each size in a process of its own, the driver; its peak memory is
+read stage by stage. What bounds sampling is the engine: rows divided by its speed.
+
+    python benchmarks/scaling.py workers --root runs/quickstart     # after make quickstart
+    python benchmarks/scaling.py rows --plot docs/images/scaling.png
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from labels import query_ids
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+
+from firewall_ray import sampling
+from firewall_ray.artifacts import ArtifactStore, versions
+from firewall_ray.config import RunConfig, load_config
+from firewall_ray.evaluation.plots import PALETTE, STYLE, WEAK, png
+from firewall_ray.grading import run_grading
+from firewall_ray.job import connected
+from firewall_ray.labeling import run_labeling
+from firewall_ray.queries import run_prepare_queries
+from firewall_ray.sampling import run_sampling
+from firewall_ray.schemas import QUERIES, SAMPLES
+from firewall_ray.scoring import scored_batches
+
+QUICKSTART = "jobs/configs/quickstart.yaml"
+CHUNK_ROWS = 50_000
+WARM_SHARE = 0.4  # of the rows, before the clock starts
+ANSWERS = ("yes", "no")  # of every query, the first of them right
+
+app = typer.Typer(add_completion=False, help="Print a table, and one JSON line last.")
+
+
+# Workers -------------------------------------------------------------------------------------------------------------
+
+
+def sampling_rate(root: str, num_queries: int, num_workers: int) -> float:
+    """Rows/s of the sampling job, by the times at which its files appeared."""
+    workers = f"models.strong.replicas={{min: {num_workers}, max: {num_workers}}}"
+    sizes = f"queries.tasks.tiny_world={{num_train: {num_queries}, num_validation: 0, num_test: 0}}"
+    config = load_config(QUICKSTART, [workers, sizes, "ray.dashboard=false"], root)
+    store = ArtifactStore(root)
+    run_prepare_queries(config, store)
+    with connected(config.ray):
+        run_sampling(config, store, models=["strong"])
+    files = sorted((Path(path) for path in store.samples("strong").files()), key=lambda path: path.stat().st_mtime)
+    first = int(len(files) * WARM_SHARE)
+    num_rows = sum(pq.ParquetFile(path).metadata.num_rows for path in files[first + 1 :])
+    return num_rows / (files[-1].stat().st_mtime - files[first].stat().st_mtime)
+
+
+def scoring_rate(store: ArtifactStore, prompts: pa.Table, num_workers: int) -> float:
+    """Rows/s of the scoring actors with the first router of the quickstart."""
+    import ray.data
+
+    config = load_config(QUICKSTART, [f"scoring.replicas={{min: {num_workers}, max: {num_workers}}}", "ray.dashboard=false"])
+    with tempfile.TemporaryDirectory() as folder, connected(config.ray):
+        pq.write_table(prompts, f"{folder}/prompts.parquet", row_group_size=8_192)
+        batches = scored_batches(ray.data.read_parquet(folder), store, config.router.designs[:1], config.scoring)
+        done = [(time.perf_counter(), len(batch)) for batch in batches]
+    first = int(len(done) * WARM_SHARE)
+    return sum(rows for _, rows in done[first + 1 :]) / (done[-1][0] - done[first][0])
+
+
+@app.command()
+def workers(
+    root: Annotated[str, typer.Option(help="A finished run, for its router.")] = "runs/quickstart",
+    num_queries: Annotated[int, typer.Option(min=500, help="To sample.")] = 2_400,
+    num_prompts: Annotated[int, typer.Option(min=10_000, help="To score; the queries over and over.")] = 80_000,
+) -> None:
+    """Sampling and scoring with real models, one and two workers."""
+    rows = []
+    print(f"{'workers':>8} {'sampling rows/s':>16} {'scoring rows/s':>15}")
+    for num_workers in (1, 2):
+        with tempfile.TemporaryDirectory(prefix="firewall-ray-bench-") as folder:
+            sampled_per_s = sampling_rate(folder, num_queries, num_workers)
+            prompts = ArtifactStore(folder).queries().read(["query_id", "prompt"])
+        repeated = prompts.take(np.arange(num_prompts) % len(prompts))
+        scored_per_s = scoring_rate(ArtifactStore(root), repeated, num_workers)
+        rows.append({"workers": num_workers, "sampled_per_s": sampled_per_s, "scored_per_s": scored_per_s})
+        print(f"{num_workers:>8} {sampled_per_s:>16,.1f} {scored_per_s:>15,.0f}")
+    print(json.dumps({"benchmark": "scaling_workers", "num_queries": num_queries, "rows": rows, "versions": versions()}))
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+
+class StandInEngine:
+    """In the place of `VllmSampler`: the same rows out, each after `1 / rows_per_s`, whatever is asked."""
+
+    rows_per_s = 10_000.0
+
+    def __init__(self, model: str, config: Any, spec: Any, progress: Any) -> None:
+        self._model = model
+        self._progress = progress
+        self._free_at = 0.0
+
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
+        now = time.monotonic()
+        self._free_at = max(self._free_at, now) + len(batch) / self.rows_per_s
+        await asyncio.sleep(self._free_at - now)
+        self._progress.add.remote(self._model, {"rows": len(batch), "tokens": len(batch) * len(ANSWERS), "errors": 0})
+        yield self._answers(batch)
+
+    def _answers(self, batch: pa.Table) -> pa.Table:
+        size, n = len(batch), len(ANSWERS)
+        offsets = np.arange(size + 1, dtype=np.int32) * n
+        lists = {
+            "texts": pa.array(ANSWERS * size),
+            "num_generated_tokens": pa.array(np.ones(size * n, np.int32)),
+            "finish_reasons": pa.array(["stop"] * size * n),
+        }
+        columns = {
+            "query_id": batch["query_id"].cast(pa.string()),
+            "task": batch["task"].cast(pa.string()),
+            "model": pa.array([self._model] * size),
+            **{name: pa.ListArray.from_arrays(offsets, values) for name, values in lists.items()},
+            "greedy_text": pa.array(ANSWERS[:1] * size),
+            "greedy_margin": pa.array(np.full(size, 0.5, np.float32)),
+            "num_prompt_tokens": pa.array(np.full(size, 24, np.int32)),
+            "error": pa.nulls(size, pa.string()),
+        }
+        return pa.table([columns[name] for name in SAMPLES.names], schema=SAMPLES)
+
+
+def generate(store: ArtifactStore, num_rows: int) -> None:
+    """A foreign queries/ with prompts as long as tiny_world's, in several files."""
+    queries = store.queries()
+    queries.filesystem.create_dir(queries.path)
+    for start in range(0, num_rows, CHUNK_ROWS):
+        numbers = np.arange(start, min(start + CHUNK_ROWS, num_rows))
+        size = len(numbers)
+        questions = [f"What do you get if you add {number} to {number // 7}?" for number in numbers.tolist()]
+        columns = {
+            "query_id": query_ids(numbers),
+            "task": ["tiny_world"] * size,
+            "split": ["train"] * size,
+            "question": questions,
+            "prompt": [f"Question: {question}\nAnswer: " for question in questions],
+            "reference": ['{"answer": "yes"}'] * size,
+        }
+        pq.write_table(pa.table(columns, schema=QUERIES), f"{queries.path}/{start:012}.parquet", compression="zstd")
+
+
+def run_stages(root: str) -> list[dict[str, Any]]:
+    """Sampling, grading and labelling in this process, the driver. One row a stage: wall_s, and the driver's peak_mib."""
+    sampling.VllmSampler = StandInEngine  # type: ignore[misc]
+    model = {"device": "cpu"}
+    config = RunConfig.model_validate(
+        {
+            "root": root,
+            "queries": {"tasks": {"tiny_world": {}}},
+            "models": {key: {"path": f"quickstart/models/{key}", **model} for key in ("weak", "strong")},
+            "sampling": {"num_samples": len(ANSWERS), "batch_size": 1_024},
+            "grading": {"batch_size": 4_096},
+            "ray": {"num_cpus": 8, "object_store_memory_gib": 1, "dashboard": False},
+        }
+    )
+    stages: dict[str, Callable[..., Any]] = {"sample": run_sampling, "grade": run_grading, "label": run_labeling}
+    rows = []
+    with connected(config.ray):
+        for name, stage in stages.items():
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            started = time.perf_counter()
+            with AnonymousMemory() as anonymous:
+                stage(config, ArtifactStore(root))
+            wall_s = time.perf_counter() - started
+            rows.append({"stage": name, "wall_s": wall_s, "peak_mib": memory_mib("VmHWM"), "anonymous_mib": anonymous.peak_mib})
+    return rows
+
+
+class AnonymousMemory(threading.Thread):
+    """The most that this process had of memory that is no file's: the kernel takes mapped files' pages back when it needs them."""
+
+    def __enter__(self) -> "AnonymousMemory":
+        self.peak_mib = 0.0
+        self._ended = threading.Event()
+        self.start()
+        return self
+
+    def run(self) -> None:
+        while not self._ended.wait(0.05):
+            self.peak_mib = max(self.peak_mib, memory_mib("RssAnon"))
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+
+def memory_mib(line: str) -> float:
+    """Of this process alone: RssAnon now, or VmHWM, the most that was resident since it was reset."""
+    return int(Path("/proc/self/status").read_text().split(f"{line}:")[1].split()[0]) / 1024
+
+
+@app.command()
+def rows(
+    sizes: Annotated[list[int] | None, typer.Option("--size", min=1_000, help="Queries; repeatable.")] = None,
+    plot: Annotated[str | None, typer.Option(help="PNG file to draw.")] = None,
+    worker: Annotated[str | None, typer.Option("--run", hidden=True)] = None,
+) -> None:
+    """The driver's time and memory as the rows grow, with an engine of fixed speed."""
+    if worker is not None:
+        print(json.dumps(run_stages(worker)))
+        return
+    results = []
+    print(f"{'rows':>10} {'stage':>8} {'wall s':>8} {'engine s':>9} {'driver MiB':>11} {'anonymous':>10}")
+    for size in sizes or [10_000, 100_000, 1_000_000]:
+        with tempfile.TemporaryDirectory(prefix="firewall-ray-bench-") as root:
+            generate(ArtifactStore(root), size)
+            command = [sys.executable, __file__, "rows", "--run", root]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        for row in json.loads(done.stdout.splitlines()[-1]):
+            row |= {"rows": size, "engine_s": size / StandInEngine.rows_per_s if row["stage"] == "sample" else None}
+            results.append(row)
+            engine = f"{row['engine_s']:,.1f}" if row["engine_s"] else ""
+            print(
+                f"{size:>10,} {row['stage']:>8} {row['wall_s']:>8.1f} {engine:>9} {row['peak_mib']:>11.0f} "
+                f"{row['anonymous_mib']:>10.0f}",
+                flush=True,
+            )
+    if plot is not None:
+        Path(plot).write_bytes(png(draw(results)))
+    print(json.dumps({"benchmark": "scaling_rows", "rows": results, "versions": versions()}))
+
+
+def draw(results: list[dict[str, Any]]) -> Figure:
+    """Two panels: seconds and the driver's MiB by rows, a line a stage; dotted is memory that no file stands behind."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        time_axes, memory_axes = figure.subplots(1, 2)
+        for colour, stage in zip(PALETTE, dict.fromkeys(row["stage"] for row in results), strict=False):
+            mine = [row for row in results if row["stage"] == stage]
+            sizes = [row["rows"] for row in mine]
+            time_axes.plot(sizes, [row["wall_s"] for row in mine], marker="o", color=colour, label=stage)
+            memory_axes.plot(sizes, [row["peak_mib"] for row in mine], marker="o", color=colour)
+            memory_axes.plot(sizes, [row["anonymous_mib"] for row in mine], linestyle=":", color=colour)
+        sampled = [row for row in results if row["engine_s"]]
+        alone = {"linestyle": "--", "color": WEAK, "label": "sample: the engine alone"}
+        time_axes.plot([row["rows"] for row in sampled], [row["engine_s"] for row in sampled], **alone)
+        time_axes.set(xscale="log", yscale="log", xlabel="queries", ylabel="seconds", title="Time")
+        memory_axes.set(xscale="log", xlabel="queries", ylabel="MiB", title="Driver's peak memory (dotted: no mapped files)")
+        memory_axes.set_ylim(bottom=0)
+        for axis in (time_axes.xaxis, time_axes.yaxis, memory_axes.xaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:,.7g}"))
+        figure.legend(loc="outside lower center", ncols=4)
+        return figure
+
+
+if __name__ == "__main__":
+    app()
