@@ -42,8 +42,8 @@ class RayNodes:
     def __init__(self) -> None:
         # A port of its own even without a dashboard: a part of it runs all the same.
         self._cluster = Cluster(initialize_head=True, head_node_args={**HEAD, "dashboard_port": free_port()})
-        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        self.environment["RAY_ADDRESS"] = self.address
+        # Of this process like the nodes' own: where it has a Ray already, that one's token is the nodes' too.
+        self.environment = {**os.environ, "RAY_ADDRESS": self.address}
 
     @property
     def address(self) -> str:
