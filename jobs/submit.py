@@ -38,8 +38,8 @@ def main(
     are read on the cluster. ROOT must be a URI or an absolute path that all nodes reach.
 
     The job's log is printed as it comes; the exit code is the job's: 0 when the application runs, 2 when something handed in is
-    wrong, 1 otherwise. Ctrl-C leaves the job running (130). Submitted again, it skips what is finished,
-    goes on where it was stopped, and deploys what has changed.
+    wrong, 1 otherwise. Ctrl-C leaves the job running (130). Submitted again, it skips what is finished, goes on where it was
+    stopped, and deploys what has changed.
     """
     logging.getLogger("ray").setLevel(logging.WARNING)
     with exit_codes("submit"):
