@@ -51,7 +51,7 @@ class Prometheus:
         return [[(when, float(value)) for when, value in each["values"]] for each in result]
 
     def knows(self, query: str) -> bool:
-        """Whether there ever was an answer. A share of what did not grow between two reports of Ray's, as of a short stage, is NaN."""
+        """Whether there ever was an answer. Shares of what did not grow between two of Ray's reports are NaN."""
         return bool(self.series(query))
 
     def rules(self) -> list[dict[str, Any]]:
