@@ -26,11 +26,12 @@ serve: .venv/run
 paper: .venv/run
 	$(BIN)/python jobs/paper.py --config jobs/configs/paper_mini.yaml
 
-test: .venv/dev
-	$(BIN)/pytest
+# The quick ones on every core; the others, which start Ray and engines and want the machine, one after the other.
+test: test-quick
+	$(BIN)/pytest -m slow
 
 test-quick: .venv/dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses auto --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .
