@@ -1,7 +1,7 @@
 """Ray Serve's own settings that make it fast. docs/serving.md says what each gained.
 
 Ray Serve reads them when it is imported, in every process. `apply` sets them for a Ray that this process starts; a cluster's
-application has them in its runtime environment (serve_config.yaml).
+`ray start` has them in its environment (ray_cluster.yaml, deploy/kuberay/).
 """
 
 import os
