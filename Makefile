@@ -28,7 +28,7 @@ paper: .venv/run
 
 # The quick ones on every core; the others, which start Ray and engines and want the machine, one after the other.
 test: test-quick
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --durations 20
 
 test-quick: .venv/dev
 	$(BIN)/pytest -m "not slow" --numprocesses auto --dist worksteal
