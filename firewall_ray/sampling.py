@@ -178,7 +178,9 @@ class SamplingJob:
             ),
             "max_concurrency": sampling.num_batches_in_flight,
             "max_restarts": sampling.max_restarts,
-            "max_task_retries": sampling.max_restarts,
+            # A row's tries are bounded by its actor's restarts. A number of their own would run out while the actor of a dead node
+            # is only "unavailable", before Ray has noticed the death and begins it anew.
+            "max_task_retries": -1 if sampling.max_restarts else 0,
             **engine_resources(self.key, self.model),
         }
 
