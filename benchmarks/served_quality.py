@@ -77,7 +77,7 @@ def main(
     loaded = load_config(config, root=root)
     store = ArtifactStore(loaded.root)
     rows = [row for row in read_queries(store).to_pylist() if row["split"] == "test"]
-    router = loaded.serving.router or loaded.router.designs[0]
+    router = loaded.served_router
     with store.report().filesystem.open_input_stream(f"{store.report().path}/report.json") as stream:
         promised = json.loads(stream.read())["routers"][router]["all"]
     table = Table("target", "realised", "pass rate", "report", title=f"{router}, {len(rows):,} test queries")

@@ -46,7 +46,7 @@ def compose(config: RunConfig) -> Application:
             "or let everybody in who reaches the port: `api_keys: disabled`."
         )
     store = ArtifactStore(config.root)
-    name = serving.router or config.router.designs[0]
+    name = config.served_router
     card = load_card(store.router(name).require())
     pair = (config.pair.weak, config.pair.strong)
     if (card.weak.key, card.strong.key) != pair:

@@ -20,14 +20,13 @@ from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ConfigError, SystemFailure
 from firewall_ray.job import ConfigOption, RootOption, SetOption, console, job, submitted_job
+from firewall_ray.relabel.deployment import DEPLOYMENT, IMPORT_PATH, applications
 from firewall_ray.router.card import load_card
 from serve_app.__main__ import curl_line
 
 ServeConfigOption = Annotated[str, typer.Option("--serve-config", help="Ray Serve's config file with the application.")]
 
 SERVE_CONFIG = "serve_app/serve_config.yaml"
-BUILDER = "serve_app.app:build_app"
-ROUTER = "Router"  # the deployment whose user_config names the router
 POLL_S = 2.0
 
 logger = logging.getLogger("firewall_ray")
@@ -44,11 +43,11 @@ def main(
     with job("deploy", config, root, set_, needs_ray=False, reads=["routers"], writes=[]) as context:
         args = {"config": config, "root": context.config.root, **({"set": set_} if set_ else {})}
         wanted = fill_in(read_serve_config(serve_config), args, context.config, context.store)
-        (application,) = ours(wanted)
+        (application,) = applications(wanted)
         client = _client()
         client.deploy_applications(wanted)
         _wait_until_running(client, application["name"])
-        context.report({"stage": "deploy", "application": application["name"], "router": _router(context.config)})
+        context.report({"stage": "deploy", "application": application["name"], "router": context.config.served_router})
         http = wanted.get("http_options", {})
         line = curl_line(http.get("host", "127.0.0.1"), http.get("port", 8000))
         console.print(f"deploy: up. On a node of the cluster:\n{line}", markup=False, highlight=False, soft_wrap=True)
@@ -65,14 +64,9 @@ def read_serve_config(path: str) -> dict[str, Any]:
         raise ConfigError(f"--serve-config {path}: {e.strerror}. The shipped one is {SERVE_CONFIG}.") from e
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as e:
         raise ConfigError(f"--serve-config {path} is not a config file of Ray Serve: {e}") from e
-    if len(ours(found)) != 1:
-        raise ConfigError(f"--serve-config {path}: exactly one application must have import_path: {BUILDER}.")
+    if len(applications(found)) != 1:
+        raise ConfigError(f"--serve-config {path}: exactly one application must have import_path: {IMPORT_PATH}.")
     return dict(found)
-
-
-def ours(serve_config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The applications of a Serve config file that `build_app` makes."""
-    return [application for application in serve_config["applications"] if application["import_path"] == BUILDER]
 
 
 def fill_in(serve_config: Mapping[str, Any], args: Mapping[str, Any], config: RunConfig, store: ArtifactStore) -> dict[str, Any]:
@@ -80,8 +74,8 @@ def fill_in(serve_config: Mapping[str, Any], args: Mapping[str, Any], config: Ru
 
     Raises ArtifactMissing or ModelError where the run has no router to serve.
     """
-    card = load_card(store.router(_router(config)).require())
-    (application,) = ours(serve_config)
+    card = load_card(store.router(config.served_router).require())
+    (application,) = applications(serve_config)
     working_dir = submitted_job().get("runtime_env", {}).get("working_dir")
     if working_dir is None:  # Not a submitted job: replicas run in another folder than this process.
         args = {**args, "config": os.path.abspath(args["config"])}
@@ -89,16 +83,12 @@ def fill_in(serve_config: Mapping[str, Any], args: Mapping[str, Any], config: Ru
         application["runtime_env"] = {"working_dir": working_dir, **application.get("runtime_env", {})}
     application["args"] = dict(args)
     deployments = application.setdefault("deployments", [])
-    router = next((deployment for deployment in deployments if deployment["name"] == ROUTER), None)
+    router = next((deployment for deployment in deployments if deployment["name"] == DEPLOYMENT), None)
     if router is None:
-        deployments.append(router := {"name": ROUTER})
+        deployments.append(router := {"name": DEPLOYMENT})
     fraction = config.serving.strong_fraction
-    router.setdefault("user_config", {"router": _router(config), "version": card.version, "strong_fraction": fraction})
+    router.setdefault("user_config", {"router": config.served_router, "version": card.version, "strong_fraction": fraction})
     return dict(serve_config)
-
-
-def _router(config: RunConfig) -> str:
-    return config.serving.router or config.router.designs[0]
 
 
 def _client() -> Any:

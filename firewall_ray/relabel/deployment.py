@@ -22,7 +22,8 @@ class ServeFile:
     def __init__(self, content: Mapping[str, Any], config: RunConfig) -> None:
         self.content = content
         self._config = config
-        deployments = _application(content).get("deployments") or []
+        (application,) = applications(content)
+        deployments = application.get("deployments") or []
         self._router: Mapping[str, Any] = next((each for each in deployments if each["name"] == DEPLOYMENT), {"name": DEPLOYMENT})
         self._others = [each for each in deployments if each["name"] != DEPLOYMENT]
         self._user_config: Mapping[str, Any] = self._router.get("user_config") or {}
@@ -30,18 +31,18 @@ class ServeFile:
     @property
     def router(self) -> str:
         """The one in service: that of `user_config`, else the one that the run's application begins with."""
-        return str(self._user_config.get("router") or self._config.serving.router or self._config.router.designs[0])
+        return str(self._user_config.get("router") or self._config.served_router)
 
     def with_router(self, router: str, version: str) -> str:
         """The file's text with this router, at the strong fraction in force."""
         content = deepcopy(dict(self.content))
         fraction = self._user_config.get("strong_fraction", self._config.serving.strong_fraction)
         user_config = {"router": router, "version": version, "strong_fraction": fraction}
-        _application(content)["deployments"] = deepcopy([*self._others, {**self._router, "user_config": user_config}])
+        (application,) = applications(content)
+        application["deployments"] = deepcopy([*self._others, {**self._router, "user_config": user_config}])
         return yaml.safe_dump(content, sort_keys=False)
 
 
-def _application(content: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any]
-    (found,) = (each for each in content["applications"] if each["import_path"] == IMPORT_PATH)
-    return found
+def applications(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those of a config file of Serve that are ours."""
+    return [application for application in content["applications"] if application["import_path"] == IMPORT_PATH]
