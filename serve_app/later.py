@@ -1,7 +1,7 @@
 """An observer told a moment later, in a thread of its own. Runs on ingress replicas.
 
 Ray's metrics let go of Python's interpreter lock at every value. That costs 2 microseconds of work, but on a busy replica other
-threads wait for the lock, and to get it back took 2 ms of a request's time in the event loop (docs/serving.md). In a thread it
+threads wait for the lock, and to get it back took some 2 ms of a request's time in the event loop (docs/serving.md). In a thread it
 is nobody's time.
 """
 
