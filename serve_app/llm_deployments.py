@@ -20,9 +20,11 @@ def llm_config(key: str, model: VllmModelConfig, node_resources: Mapping[str, fl
         accelerator_type=model.accelerator_type,
         placement_group_config={"bundle_per_worker": bundle, "strategy": placement_strategy(model)},
         deployment_config={
-            # As many again may wait at the replica; beyond that the ingress holds a short queue, and then it is overload.
+            # As many again may wait at the replica; beyond that the ingress holds a queue, and then it is overload. Serve counts
+            # a request as queued until it has a replica, so the queue must hold what falls back in one moment when the other
+            # model dies: all that its replica worked on.
             "max_ongoing_requests": 2 * model.max_num_seqs,
-            "max_queued_requests": model.max_num_seqs,
+            "max_queued_requests": 2 * model.max_num_seqs,
             "autoscaling_config": {
                 "min_replicas": model.replicas.min,
                 "max_replicas": model.replicas.max,
