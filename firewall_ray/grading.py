@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -20,8 +21,10 @@ from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure
 from firewall_ray.job import StageResult
 from firewall_ray.progress import watch
-from firewall_ray.queries import check_unique, read_queries
+from firewall_ray.queries import read_queries
+from firewall_ray.query_ids import check_unique, in_buckets, without
 from firewall_ray.schemas import GRADES, SAMPLES
+from firewall_ray.spill import READ_ROWS, Spill, buckets_of, num_buckets, spill_folder
 from firewall_ray.tasks import TASKS, Task, get_task, known_tasks
 
 SAMPLE_COLUMNS = ["query_id", "task", "texts", "greedy_text", "error"]
@@ -56,10 +59,10 @@ def run_grading(
         settings = {"inputs": [store.queries().identity(), samples.identity()], "grading": options, "limit": limit}
         action = "skip" if grades.plan(settings, force=force) == "skip" else "run"
         if action == "run":
-            _check_ids(samples)
+            without_samples = _check_ids(samples, queries)
             grades.begin(settings)
             _grade_dataset(samples, grades, key, queries, options, tasks, config.grading.batch_size, only_known=limit is not None)
-            grades.finish(config.model_dump(mode="json"), _count(grades, queries))
+            grades.finish(config.model_dump(mode="json"), _count(grades, without_samples))
         counts = grades.manifest()["counts"]
         if counts["errors"]:
             logger.warning("grade: %s of %s rows of %s have an error", f"{counts['errors']:,}", f"{counts['rows']:,}", key)
@@ -97,11 +100,30 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
     return pa.Table.from_pylist(rows, schema=GRADES)
 
 
+def share(queries: pa.Table) -> list[ray.ObjectRef]:
+    """The rows for all workers: a table a bucket (see `spill.py`), sorted by query_id, in Ray's object store."""
+    count = num_buckets(len(queries))
+    with spill_folder() as folder:
+        buckets = Spill(queries.to_batches(max_chunksize=READ_ROWS), queries.schema, count, folder / "queries")
+        return [ray.put(buckets.bucket(number).sort_by("query_id").combine_chunks()) for number in range(count)]
+
+
+def shared_rows(shared: Sequence[ray.ObjectRef], query_ids: pa.ChunkedArray) -> pa.Table:
+    """Those of the shared rows that have one of the ids, and perhaps a few more. Runs in a worker."""
+    buckets = buckets_of(query_ids, len(shared))
+    numbers = np.unique(buckets)
+    tables = ray.get([shared[number] for number in numbers])
+    near = [rows_near(table, query_ids.filter(pa.array(buckets == n))) for n, table in zip(numbers, tables, strict=True)]
+    return pa.concat_tables(near)
+
+
 def rows_near(queries: pa.Table, query_ids: pa.ChunkedArray) -> pa.Table:
     """Those rows of `queries`, sorted by query_id, that have one of the ids, and perhaps a few more.
 
     By binary search: a hash table of all queries for each block of samples would make grading quadratic in their number.
     """
+    if not len(queries):
+        return queries
     places = pc.search_sorted(queries["query_id"], query_ids)
     return queries.take(pc.unique(pc.min_element_wise(places, pa.scalar(len(queries) - 1, pa.uint64()))))
 
@@ -140,11 +162,11 @@ def _grade_dataset(
 ) -> None:
     schema = pa.schema([SAMPLES.field(name) for name in SAMPLE_COLUMNS])
     where = f"samples: {samples.path}"
-    shared_queries = ray.put(queries.sort_by("query_id").combine_chunks())
+    shared = share(queries)
 
     def grade_block(block: pa.Table) -> pa.Table:
         table = pa.Table.from_batches([cast_batch(batch, schema, where) for batch in block.to_batches()], schema)
-        known = rows_near(ray.get(shared_queries), table["query_id"])
+        known = shared_rows(shared, table["query_id"])
         if only_known:
             table = table.filter(pc.is_in(table["query_id"], known["query_id"]))
         graded = grade_batch(table, known, model, options, tasks)
@@ -166,18 +188,27 @@ def _options(config: RunConfig, queries: pa.Table, tasks: Mapping[str, Task]) ->
     return {get_task(name, tasks).name: sections.get(name, {}) for name in sorted(queries["task"].unique().to_pylist())}
 
 
-def _check_ids(samples: Dataset) -> None:
-    """Of every row only the id stays in memory. Reading `task` finds its nulls here, where the row in the file is known."""
-    ids = pa.chunked_array([batch["query_id"] for batch in samples.iter_batches(["query_id", "task"])], pa.string())
-    if not len(ids):
-        raise ArtifactError(f"samples: {samples.path} has no rows. Run: {samples.made_by} --config FILE --force")
-    check_unique(ids, f"samples: {samples.path}")
+def _check_ids(samples: Dataset, queries: pa.Table) -> int:
+    """How many queries have no samples. Raises ArtifactError for samples without rows, or with two of a query."""
+    where = f"samples: {samples.path}"
+    num_samples = samples.num_rows()
+    if not num_samples:
+        raise ArtifactError(f"{where} has no rows. Run: {samples.made_by} --config FILE --force")
+    # Reading `task` as well finds its nulls here, where the row in the file is known.
+    ids = (batch["query_id"] for batch in samples.iter_batches(["query_id", "task"]))
+    num_without = 0
+    for there, wanted in in_buckets(max(num_samples, len(queries)), ids, queries["query_id"].chunks):
+        check_unique(there, where)
+        num_without += len(without(wanted, there))
+    return num_without
 
 
-def _count(grades: Dataset, queries: pa.Table) -> dict[str, int]:
-    rows = grades.read(["query_id", "error"])
-    without = len(queries) - pc.sum(pc.is_in(queries["query_id"], rows["query_id"])).as_py()
-    return {"rows": len(rows), "errors": len(rows) - rows["error"].null_count, "queries_without_samples": without}
+def _count(grades: Dataset, without_samples: int) -> dict[str, int]:
+    rows = errors = 0
+    for batch in grades.iter_batches(["error"]):
+        rows += batch.num_rows
+        errors += batch.num_rows - batch["error"].null_count
+    return {"rows": rows, "errors": errors, "queries_without_samples": without_samples}
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError
 from firewall_ray.job import StageResult
 from firewall_ray.labels import compute_labels, pass_rate
-from firewall_ray.queries import check_splits, check_unique, read_queries
+from firewall_ray.queries import check_splits, read_queries
+from firewall_ray.query_ids import check_unique
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
 from firewall_ray.spill import Spill, num_buckets, spill_folder
 
@@ -52,9 +53,9 @@ def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None =
     count = num_buckets(max(dataset.num_rows() for dataset in (queries, weak, strong)))
     with spill_folder() as folder:
         spills = {
-            "queries": Spill(queries, QUERY_COLUMNS, count, folder / "queries"),
-            "weak": Spill(weak, GRADE_COLUMNS, count, folder / "weak"),
-            "strong": Spill(strong, GRADE_COLUMNS, count, folder / "strong"),
+            "queries": Spill.of(queries, QUERY_COLUMNS, count, folder / "queries"),
+            "weak": Spill.of(weak, GRADE_COLUMNS, count, folder / "weak"),
+            "strong": Spill.of(strong, GRADE_COLUMNS, count, folder / "strong"),
         }
         left_out: Counter[str] = Counter()
         num_labels = 0

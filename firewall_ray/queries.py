@@ -1,14 +1,15 @@
 """Tasks -> queries/: every benchmark of the run, as one Parquet dataset. And back: the checked queries that other stages read.
 
-Runs in the driver. Rows are streamed; what stays in memory while preparing is one short id a query, to find duplicates. Queries
+Runs in the driver. Rows are streamed; what stays in memory while preparing is eight bytes a query, to find duplicates. Queries
 that are read lie in a temporary file.
 """
 
 import itertools
 import json
 import logging
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, TaskError
 from firewall_ray.job import StageResult
+from firewall_ray.query_ids import check_unique, in_buckets
 from firewall_ray.schemas import QUERIES, SPLITS
 from firewall_ray.spill import mapped
 from firewall_ray.tasks import Query, Task, get_task, known_tasks
@@ -44,7 +46,7 @@ def run_prepare_queries(config: RunConfig, store: ArtifactStore, *, limit: int |
     if queries.plan(settings, force=force) == "skip":
         return {"stage": "prepare_queries", "action": "skip", "path": queries.path, **queries.manifest()["counts"]}
 
-    kept = quotas(_count(_load(tasks, known)), limit)
+    kept = quotas(_count(lambda: _load(tasks, known)), limit)
     if not kept:
         options = ", ".join(f"queries.tasks.{name}.num_train, num_validation, num_test" for name in tasks)
         raise TaskError(f"There are no queries: the tasks {sorted(tasks)} have none. Raise one of {options}.")
@@ -69,7 +71,8 @@ def read_queries(store: ArtifactStore, limit: int | None = None) -> pa.Table:
     table = mapped(queries)
     if not table.num_rows:
         raise ArtifactError(f"{where} has no rows. Run: {queries.made_by} --config FILE --force")
-    check_unique(table["query_id"], where)
+    for (ids,) in in_buckets(len(table), table["query_id"].chunks):
+        check_unique(ids, where)
     check_splits(table, where)
     for batch in table.to_batches():
         for row, reference in enumerate(batch["reference"].to_pylist()):
@@ -77,15 +80,6 @@ def read_queries(store: ArtifactStore, limit: int | None = None) -> pa.Table:
                 query_id = batch["query_id"][row]
                 raise ArtifactError(f"{where}: query {query_id}: `reference` must be a JSON object, there is {reference!r:.60}.")
     return table if limit is None else table.filter(_within_limit(table, limit))
-
-
-def check_unique(query_ids: pa.ChunkedArray | pa.Array, where: str) -> None:
-    """Raises ArtifactError naming the first query_id that comes twice."""
-    if pc.count_distinct(query_ids).as_py() == len(query_ids):
-        return
-    counted = query_ids.value_counts()
-    twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
-    raise ArtifactError(f"{where}: query_id {twice[0].as_py()!r} comes more than once ({len(twice):,} such). One row a query.")
 
 
 def check_splits(queries: pa.Table, where: str) -> None:
@@ -121,21 +115,34 @@ def _load(tasks: Mapping[str, Mapping[str, Any]], known: Mapping[str, Task]) -> 
         yield from get_task(name, known).load(options)
 
 
-def _count(queries: Iterator[Query]) -> Counter[Group]:
+def _count(load: Callable[[], Iterator[Query]]) -> Counter[Group]:
     """Queries of each (task, split). Raises TaskError naming both places of a question that comes twice."""
     counts: Counter[Group] = Counter()
-    places: dict[str, tuple[str, int]] = {}
-    for query in queries:
+    ids = array("Q")
+    for query in load():
         counts[query.task, query.split] += 1
-        place = (query.split, counts[query.task, query.split])
-        if query.query_id in places:
-            (first_split, first_row), (split, row) = places[query.query_id], place
-            raise TaskError(
-                f"{query.task}: the question {query.question[:60]!r} comes twice: query {first_row:,} of {first_split} and "
-                f"query {row:,} of {split}. Remove one; a question in two splits would also be a leak."
-            )
-        places[query.query_id] = place
+        ids.append(int(query.query_id, 16))
+    in_order = np.frombuffer(ids, dtype=np.uint64)
+    in_order.sort()
+    twice = in_order[1:][in_order[1:] == in_order[:-1]]
+    if len(twice):
+        raise _twice(load(), int(twice[0]))
     return counts
+
+
+def _twice(queries: Iterator[Query], query_id: int) -> TaskError:
+    """For the question with this id, which comes twice."""
+    seen: Counter[Group] = Counter()
+    places = []
+    for query in queries:
+        seen[query.task, query.split] += 1
+        if int(query.query_id, 16) == query_id:
+            task, question = query.task, query.question
+            places.append(f"query {seen[query.task, query.split]:,} of {query.split}")
+    return TaskError(
+        f"{task}: the question {question[:60]!r} comes twice: {' and '.join(places)}. Remove one; a question in two splits would "
+        "also be a leak."
+    )
 
 
 def keep_first(queries: Iterator[Query], kept: Mapping[Group, int]) -> Iterator[Query]:

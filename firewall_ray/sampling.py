@@ -33,6 +33,7 @@ from firewall_ray.errors import ArtifactError, ConfigError, EngineDied
 from firewall_ray.job import StageResult
 from firewall_ray.progress import watch
 from firewall_ray.queries import read_queries
+from firewall_ray.query_ids import check_unique, in_buckets, without
 from firewall_ray.tasks import get_task, known_tasks
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def run_sampling(
         job.check()
     if pending:
         totals = {job.key: len(queries) for job in pending}
-        done = {job.key: len(queries) - len(job.missing()) for job in pending}
+        done = {job.key: len(queries) - job.num_missing() for job in pending}
         with watch("sample", totals, done) as progress, ThreadPoolExecutor(max_workers=len(pending)) as pool:
             for future in [pool.submit(job.run, progress) for job in pending]:
                 future.result()
@@ -103,7 +104,7 @@ class SamplingJob:
         # What decides a sample's content, and nothing else: not which queries there are, nor how many engines ran.
         self.settings: dict[str, Any] = {"model": _model_identity(self.model), "sampling": _spec_settings(spec)}
         self.action = self.samples.plan(self.settings, force=force, costly=True, reusable=_same_samples)
-        if self.action == "skip" and len(self.missing()):
+        if self.action == "skip" and self.num_missing():
             self.action = "resume"
 
     def check(self) -> None:
@@ -184,34 +185,32 @@ class SamplingJob:
             **engine_resources(self.key, self.model),
         }
 
-    def missing(self) -> pa.ChunkedArray:
-        """The wanted ids that are not done; all of them when the samples are made anew.
+    def num_missing(self) -> int:
+        """How many of the wanted queries are not done; all of them when the samples are made anew.
 
         Read from the checkpoint, not from the rows: after a kill a file of rows can be cut off until Ray Data cleans it up.
         """
-        wanted = self.queries["query_id"]
         if self.action == "run":
-            return wanted
+            return len(self.queries)
         selector = pafs.FileSelector(f"{self.samples.path}/{CHECKPOINT}", allow_not_found=True, recursive=True)
         files = [info.path for info in self.samples.filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
         committed = [path for path in files if path.endswith(".parquet") and not path.endswith(PENDING)]
-        tables = [pq.read_table(path, columns=["query_id"], filesystem=self.samples.filesystem) for path in committed]
-        return _without(wanted, pa.concat_tables(tables)["query_id"]) if tables else wanted
+        done = (
+            chunk
+            for path in committed
+            for chunk in pq.read_table(path, columns=["query_id"], filesystem=self.samples.filesystem)["query_id"].chunks
+        )
+        buckets = in_buckets(len(self.queries), self.queries["query_id"].chunks, done)
+        return sum(len(without(wanted, there)) for wanted, there in buckets)
 
     def _verify(self) -> None:
         """No row twice, none lost: the promise is checked, not assumed."""
-        ids = self.samples.read(["query_id"])["query_id"]
-        if len(ids) != len(ids.unique()):
-            twice = ids.value_counts().filter(pc.greater(ids.value_counts().field("counts"), 1))
-            raise ArtifactError(
-                f"samples: {self.samples.path} holds {len(twice)} queries twice, first {twice[0]['values']}. "
-                "Sample again with --force."
-            )
-        lost = _without(self.queries["query_id"], ids)
-        if len(lost):
-            raise ArtifactError(
-                f"samples: {self.samples.path} lacks {len(lost)} queries, first {lost[0]}. Run the same command again."
-            )
+        where = f"samples: {self.samples.path}"
+        ids = (batch["query_id"] for batch in self.samples.iter_batches(["query_id"]))
+        for wanted, there in in_buckets(len(self.queries), self.queries["query_id"].chunks, ids):
+            check_unique(there, where, "Sample again with --force.")
+            if len(lost := without(wanted, there)):
+                raise ArtifactError(f"{where} lacks queries, {lost[0].as_py()!r} among them. Run the same command again.")
 
     def _counts(self) -> dict[str, int]:
         num_rows = num_errors = num_tokens = 0
@@ -236,10 +235,6 @@ class SamplingJob:
                 f"Its log is in the Ray dashboard. Ray says: {cause}"
             )
         return EngineDied(f"Sampling {self.key!r} failed; what was sampled is kept, run the same command again to go on. {error}")
-
-
-def _without(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
-    return ids.filter(pc.invert(pc.is_in(ids, others.combine_chunks())))
 
 
 def _spec_settings(spec: SamplingSpec) -> dict[str, Any]:

@@ -1,19 +1,20 @@
-"""Datasets on the driver's local disk, so that its memory does not grow with them.
+"""Rows on the driver's local disk, so that its memory does not grow with them.
 
-`mapped` is a whole one as a table. `Spill` splits one by a hash of query_id, so that datasets join one bucket at a time: equal
+`mapped` is a whole dataset as a table. `Spill` splits rows by a hash of query_id, so that datasets join one bucket at a time: equal
 ids land in the bucket of the same number whatever order or file they come in, so a join needs one bucket of each dataset in
 memory, never a whole one.
 """
 
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from firewall_ray.artifacts import Dataset
 from firewall_ray.errors import StorageFailure
@@ -30,6 +31,12 @@ def num_buckets(num_rows: int) -> int:
     (1, 1, 2, 256)
     """
     return min(max(-(-num_rows // BUCKET_ROWS), 1), MAX_BUCKETS)
+
+
+def buckets_of(query_ids: pa.Array | pa.ChunkedArray, count: int) -> NDArray[np.uint32]:
+    """The number of each id's bucket, uint32 in [0, count), (num_ids,); the same in every process."""
+    ids = query_ids.cast(pa.binary()).to_numpy(zero_copy_only=False)
+    return np.fromiter(map(crc32, ids), dtype=np.uint32, count=len(ids)) % np.uint32(count)
 
 
 @contextmanager
@@ -55,17 +62,22 @@ def mapped(dataset: Dataset) -> pa.Table:
 
 
 class Spill:
-    """One dataset's columns in `count` bucket files under `folder`; rows keep their order within a bucket."""
+    """Batches of `schema` in `count` bucket files under `folder`; rows keep their order within a bucket."""
 
-    def __init__(self, dataset: Dataset, columns: list[str], count: int, folder: Path) -> None:
+    def __init__(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, count: int, folder: Path) -> None:
         folder.mkdir()
         self.paths = [folder / f"{bucket:03}.arrow" for bucket in range(count)]
-        schema = pa.schema([dataset.schema.field(name) for name in columns])
         with ExitStack() as stack:
             writers = [stack.enter_context(pa.ipc.new_file(str(path), schema)) for path in self.paths]
-            for batch in dataset.iter_batches(columns, READ_ROWS):
+            for batch in batches:
                 for bucket, rows in _partition(batch, count):
                     writers[bucket].write_batch(rows)
+
+    @classmethod
+    def of(cls, dataset: Dataset, columns: list[str], count: int, folder: Path) -> "Spill":
+        """These columns of a dataset."""
+        schema = pa.schema([dataset.schema.field(name) for name in columns])
+        return cls(dataset.iter_batches(columns, READ_ROWS), schema, count, folder)
 
     def bucket(self, number: int) -> pa.Table:
         """The rows of one bucket, memory-mapped."""
@@ -76,8 +88,7 @@ def _partition(batch: pa.RecordBatch, count: int) -> Iterator[tuple[int, pa.Reco
     if count == 1:
         yield 0, batch
         return
-    ids = batch.column("query_id").cast(pa.binary()).to_numpy(zero_copy_only=False)
-    buckets = np.fromiter(map(crc32, ids), dtype=np.uint32, count=len(ids)) % count
+    buckets = buckets_of(batch.column("query_id"), count)
     order = np.argsort(buckets, kind="stable")
     bounds = np.searchsorted(buckets[order], np.arange(count + 1))
     batch = batch.take(pa.array(order))

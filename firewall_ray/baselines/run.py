@@ -20,7 +20,8 @@ from firewall_ray.config import RunConfig
 from firewall_ray.embeddings import centred, embedding_name, read_embeddings, run_embedding
 from firewall_ray.errors import ArtifactError
 from firewall_ray.job import StageResult
-from firewall_ray.queries import check_splits, check_unique
+from firewall_ray.queries import check_splits
+from firewall_ray.query_ids import check_unique
 from firewall_ray.router.train import run_training
 from firewall_ray.schemas import HYBRID_DESIGNS, SCORES, SPLITS
 from firewall_ray.scoring import run_scoring

@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactError, ArtifactMissing
+from firewall_ray.query_ids import check_unique
 from firewall_ray.schemas import LABEL_DESIGNS
 
 Floats = NDArray[np.float64]
+REPEATED = "Remove the repeated rows: two files of the same run in one folder are the usual cause."
+
 logger = logging.getLogger("firewall_ray")
 
 
@@ -59,7 +62,7 @@ def read_labels(store: ArtifactStore, designs: list[str], limit: int | None = No
     rates = ["pass_rate_weak", "pass_rate_strong", *designs]
     dataset = store.labels().require(columns := ["query_id", "task", "split", "prompt", *rates])
     table = dataset.read(columns)
-    _check_unique(table["query_id"], f"labels: {dataset.path}")
+    check_unique(table["query_id"], f"labels: {dataset.path}", REPEATED)
     test = table.filter(pc.equal(table["split"], "test"))[:limit].sort_by("query_id")
     if not len(test):
         splits = sorted(set(table["split"].to_pylist()))
@@ -107,7 +110,7 @@ def read_scores(store: ArtifactStore, name: str, queries: LabelledQueries, valid
     """
     dataset = store.scores(name).require()
     table = dataset.read()
-    _check_unique(table["query_id"], f"scores: router {name!r}, {dataset.path}")
+    check_unique(table["query_id"], f"scores: router {name!r}, {dataset.path}", REPEATED)
     scores = table["p_weak"].to_numpy().astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
@@ -146,14 +149,3 @@ def _aligned(wanted: list[str], query_ids: pa.ChunkedArray, scores: Floats) -> F
     rows = pc.index_in(pa.array(wanted, pa.string()), value_set=query_ids.combine_chunks())
     positions = rows.fill_null(-1).to_numpy(zero_copy_only=False)
     return np.where(positions >= 0, np.append(scores, np.nan)[positions], np.nan)
-
-
-def _check_unique(query_ids: pa.ChunkedArray, where: str) -> None:
-    counted = query_ids.value_counts()
-    repeated = counted.filter(pc.greater(counted.field("counts"), 1))
-    if len(repeated):
-        example = repeated[0].as_py()
-        raise ArtifactError(
-            f"{where}: query_id {example['values']!r} comes {example['counts']} times, must come once ({len(repeated)} repeat): "
-            "remove the repeated rows. Two files of the same run in one folder are the usual cause."
-        )

@@ -12,6 +12,7 @@ from handmade import make_config, query, sample, write
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firewall_ray import spill
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, TaskError
 from firewall_ray.grading import grade_batch, rows_near, run_grading
@@ -111,21 +112,24 @@ def test_the_rule_of_the_config_decides() -> None:
 class TestJob:
     pytestmark = ray_needed
 
-    def test_every_row_is_graded_across_files_and_blocks(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("bucket_rows", [100, spill.BUCKET_ROWS])
+    def test_every_row_is_graded_by_its_own_reference_across_files_blocks_and_buckets(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket_rows: int
+    ) -> None:
+        monkeypatch.setattr(spill, "BUCKET_ROWS", bucket_rows)
         store, rng = ArtifactStore(str(tmp_path)), random.Random(0)
-        names = [f"q{i}" for i in range(700)]
-        texts = {name: [rng.choice(["yes", "no"]) for _ in range(5)] for name in names}
-        write(store.queries(), [query(name) for name in names])
+        right = {f"q{i}": rng.choice(["yes", "no"]) for i in range(700)}
+        texts = {name: [rng.choice(["yes", "no"]) for _ in range(5)] for name in right}
+        write(store.queries(), [query(name, reference=json.dumps({"answer": answer})) for name, answer in right.items()])
         for part in range(3):
-            write(
-                store.samples("weak"), [sample(name, texts[name][:4], texts[name][4]) for name in names[part::3]], f"{part}.parquet"
-            )
+            rows = [sample(name, texts[name][:4], texts[name][4]) for name in list(right)[part::3]]
+            write(store.samples("weak"), rows, f"{part}.parquet")
         (result,) = grade_all(tmp_path, sections={"grading": {"batch_size": 50}})
         assert (result["action"], result["rows"], result["errors"], result["queries_without_samples"]) == ("run", 700, 0, 0)
         found = grades(tmp_path)
         assert len(found) == store.grades("weak").num_rows() == 700
         for name, row in found.items():
-            assert [*row["correct"], row["greedy_correct"]] == [text == "yes" for text in texts[name]]
+            assert [*row["correct"], row["greedy_correct"]] == [text == right[name] for text in texts[name]]
             assert row["model"] == "weak"
 
     def test_the_model_of_the_pair_that_has_samples_is_graded_without_the_other(
