@@ -11,7 +11,7 @@ import typer
 
 from firewall_ray.job import ConfigOption, RootOption, SetOption, console, job
 from firewall_ray.relabel.comparison import SERVE_FILE, load_comparison, verdict
-from firewall_ray.relabel.deployment import ServeFile
+from firewall_ray.serve_file import ServeFile
 from firewall_ray.relabel.run import run_relabel
 from firewall_ray.relabel.stores import FOLDER, FoldedStore
 from firewall_ray.schemas import LABEL_DESIGNS

@@ -16,7 +16,7 @@ from firewall_ray.grading import run_grading
 from firewall_ray.job import StageResult
 from firewall_ray.labeling import run_labeling
 from firewall_ray.relabel.comparison import run_comparison
-from firewall_ray.relabel.deployment import ServeFile
+from firewall_ray.serve_file import ServeFile
 from firewall_ray.relabel.draw import run_draw
 from firewall_ray.relabel.fold import run_fold
 from firewall_ray.relabel.references import run_references
