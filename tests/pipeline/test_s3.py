@@ -1,7 +1,6 @@
 """The artifacts on S3: moto's server is the endpoint, pyarrow's own S3 client the caller."""
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,15 +121,6 @@ def test_no_credentials_are_named_soon_with_the_ways_to_give_them(
 
 def test_a_bucket_that_does_not_exist_is_named(root: str) -> None:
     assert "AWS_ACCESS_KEY_ID" in refused(root.replace("s3://bucket", "s3://nobody"))
-
-
-def test_an_endpoint_that_does_not_answer_is_named_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    no_credentials(monkeypatch, tmp_path)
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    message = refused(f"s3://bucket/run?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1")
-    assert "endpoint_override" in message
 
 
 def test_a_dataset_that_grows_file_by_file_does_so_on_s3(root: str) -> None:

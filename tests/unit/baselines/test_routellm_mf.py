@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -113,7 +114,10 @@ def test_published_weights_give_the_win_rate_of_routellms_own_formula(tmp_path: 
         ({"weights": "nowhere/at-all"}, r"baselines\.routellm_mf\.weights: 'nowhere/at-all' cannot be used"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_weights_that_do_not_fit_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or its client tries for 20 s where there is no network
     published(tmp_path)
     settings = RoutellmMfConfig(**{"weights": str(tmp_path), "published_strong": 1, "published_weak": 3, **changes})
     with pytest.raises(ModelError, match=message):
