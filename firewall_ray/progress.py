@@ -98,7 +98,7 @@ def _show_bars(stage: str, counter: Any, totals: dict[str, int], done: dict[str,
             sums_of = _read(counter)
             rows_left.report(sums_of)
             for key, sums in sums_of.items():
-                completed = done.get(key, 0) + sums.get("rows", 0)
+                completed = _completed(totals[key], done.get(key, 0), sums)
                 progress.update(bars[key], completed=completed, rates=meters[key].describe(sums))
             if last:
                 return
@@ -116,7 +116,7 @@ def _show_lines(stage: str, counter: Any, totals: dict[str, int], done: dict[str
             next_line_at = time.monotonic() + LOG_EVERY_S
             for key, total in totals.items():
                 sums = sums_of.get(key, {})
-                completed = done.get(key, 0) + int(sums.get("rows", 0))
+                completed = _completed(total, done.get(key, 0), sums)
                 rates = meters[key].describe(sums)
                 left_s = (total - completed) / meters[key].rows_per_s if meters[key].rows_per_s else None
                 eta = f", {left_s:,.0f} s left" if left_s else ""
@@ -136,18 +136,24 @@ def _read(counter: Any) -> dict[str, dict[str, float]]:
     return sums
 
 
+def _completed(total: int, done: int, sums: Mapping[str, float]) -> int:
+    """Rows of a batch that a dead worker had counted are counted again by the next one, so the sum can exceed the total."""
+    return min(total, done + int(sums.get("rows", 0)))
+
+
 class _RowsLeft:
     """The gauge that dashboards read an ETA from and that alerts on what stalls. It ends with the driver, as its job does."""
 
     def __init__(self, stage: str, totals: Mapping[str, int], done: Mapping[str, int]) -> None:
         self._stage = stage
-        self._left = {key: total - done.get(key, 0) for key, total in totals.items()}
+        self._totals = totals
+        self._done = done
         self._gauge = Gauge("firewall_stage_rows_left", "Rows that a running stage has still to do.", tag_keys=("stage", "key"))
 
     def report(self, sums_of: Mapping[str, Mapping[str, float]]) -> None:
-        for key, left in self._left.items():
-            num_rows = sums_of.get(key, {}).get("rows", 0)
-            self._gauge.set(left - num_rows, {"stage": self._stage, "key": key})
+        for key, total in self._totals.items():
+            left = total - _completed(total, self._done.get(key, 0), sums_of.get(key, {}))
+            self._gauge.set(left, {"stage": self._stage, "key": key})
 
 
 class _Meter:

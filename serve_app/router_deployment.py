@@ -233,10 +233,6 @@ def num_quick(predictor: RouterPredictor) -> int:
     return int(QUICK_S / seconds)
 
 
-def _prompts(question: Question, card: RouterCard) -> list[str]:
-    return [card.prompt_template.format(question=text) for text in question.texts] if question.are_questions else question.texts
-
-
 def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> Application:
     """The router `name` of the store, on the device and CPUs that scoring has."""
     scoring, replicas = config.scoring, config.serving.router_replicas

@@ -20,9 +20,9 @@ from firewall_ray.evaluation.intervals import Difference, bootstrap_curves, inte
 from firewall_ray.evaluation.metrics import performance_curve
 from firewall_ray.evaluation.report import COMPARED, without_nan
 from firewall_ray.job import StageResult
-from firewall_ray.serve_file import ServeFile
 from firewall_ray.relabel.stores import FoldedStore
 from firewall_ray.router.card import load_card
+from firewall_ray.serve_file import ServeFile
 
 DECIDES = "apgr"
 ALL, RUN, LIVE = "all", "the run's test split", "live, held out"

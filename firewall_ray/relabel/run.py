@@ -16,7 +16,6 @@ from firewall_ray.grading import run_grading
 from firewall_ray.job import StageResult
 from firewall_ray.labeling import run_labeling
 from firewall_ray.relabel.comparison import run_comparison
-from firewall_ray.serve_file import ServeFile
 from firewall_ray.relabel.draw import run_draw
 from firewall_ray.relabel.fold import run_fold
 from firewall_ray.relabel.references import run_references
@@ -25,6 +24,7 @@ from firewall_ray.router.train import run_training
 from firewall_ray.sampling import run_sampling
 from firewall_ray.schemas import LABEL_DESIGNS
 from firewall_ray.scoring import card_of, run_scoring
+from firewall_ray.serve_file import ServeFile
 
 logger = logging.getLogger("firewall_ray")
 

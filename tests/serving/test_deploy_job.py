@@ -18,8 +18,10 @@ from servable_run import ROUTER, write_run
 from tiny_router import fill_folder
 
 from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import load_config
 from firewall_ray.router.card import CARD_FILE
-from serve_app.deploy import SERVE_CONFIG
+from firewall_ray.serve_file import ServeFile
+from serve_app.deploy import SERVE_CONFIG, read_serve_config
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +105,16 @@ def test_deployed_again_nothing_restarts_and_a_router_that_was_trained_anew_is_l
     (router / CARD_FILE).write_text(json.dumps({**card, "version": "fedcba9876543210"}))
     assert deploy(head, code, *arguments).returncode == 0
     wait_until(lambda: version() == "fedcba9876543210", "the replica has loaded it")
+    assert replicas(head) == before
+
+    # The file that a round of relabelling writes, where its router is the better one.
+    store = ArtifactStore(str(tmp_path))
+    shutil.copytree(router, store.router(f"{ROUTER}-may").path)
+    (Path(store.router(f"{ROUTER}-may").path) / CARD_FILE).write_text(json.dumps({**card, "version": "00000000000000ff"}))
+    better = ServeFile(read_serve_config(str(tmp_path / "serve.yaml")), load_config(str(config)))
+    (tmp_path / "better.yaml").write_text(better.with_router(f"{ROUTER}-may", "00000000000000ff"))
+    assert deploy(head, code, "--config", str(config), "--serve-config", str(tmp_path / "better.yaml")).returncode == 0
+    wait_until(lambda: version() == "00000000000000ff", "the replica has loaded the better router")
     assert replicas(head) == before
 
     failed = deploy(head, code, *arguments, "--set", "pair.weak=strong")
