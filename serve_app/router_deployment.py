@@ -6,10 +6,8 @@ The score comes from the predictor that the offline jobs use, and it meets its t
 import asyncio
 import logging
 import tempfile
-import timeit
 from itertools import chain
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from pydantic import Field
@@ -32,7 +30,6 @@ from serve_app.router_client import Question
 from serve_app.telemetry import RayMetrics
 
 MAX_ONGOING_REQUESTS = 1_000
-QUICK_S = 0.005  # the event loop may stand still for so long
 
 logger = logging.getLogger("ray.serve")
 
@@ -69,7 +66,6 @@ class Router:
         self._metrics = RayMetrics()
         self._standing: dict[str, float] = {}
         self._predictor: RouterPredictor | None = None
-        self._quick: WeakKeyDictionary[RouterPredictor, int] = WeakKeyDictionary()
         self._strong_fraction = 0.0
         self._loaded: tuple[str, str | None] | None = None
 
@@ -118,7 +114,6 @@ class Router:
         if wanted.version not in (None, card.version):
             raise ModelError(f"The router {wanted.router} has version {card.version}, not {wanted.version}.")
         predictor.predict(["warm up"])  # so that the first request is not slow
-        self._quick[predictor] = num_quick(predictor)
         return predictor
 
     async def decide_all(self, questions: list[Question]) -> list[list[Decision] | Exception]:
@@ -208,29 +203,14 @@ class Router:
         scored: dict[int, Scored] = {}
         for predictor in set(predictors):
             mine = [i for i, each in enumerate(predictors) if each is predictor]
-            together = await self._together(predictor, [prompt for i in mine for prompt in calls[i]])
+            prompts = [prompt for i in mine for prompt in calls[i]]
+            # In a thread: this replica's event loop goes on collecting meanwhile.
+            together = await asyncio.to_thread(predictor.score, prompts)
             ends = np.cumsum([len(calls[i]) for i in mine])[:-1]
             parts = zip(np.split(together.p_weak, ends), np.split(together.truncated, ends), strict=True)
             for i, part in zip(mine, parts, strict=True):
                 scored[i] = Scored(*part)
         return [scored[i] for i in range(len(calls))]
-
-    async def _together(self, predictor: RouterPredictor, prompts: list[str]) -> Scored:
-        """In a thread, so that this replica's event loop goes on collecting; but not what is scored before a thread would begin:
-        on a busy machine a small router's call spent more time changing threads than in its network.
-        """
-        if len(prompts) <= self._quick.get(predictor, 0):
-            return predictor.score(prompts)
-        return await asyncio.to_thread(predictor.score, prompts)
-
-
-def num_quick(predictor: RouterPredictor) -> int:
-    """How many prompts of full length it scores in `QUICK_S`: a handful on a CPU for a router of half a million parameters, none
-    for a real one. Takes three of them.
-    """
-    longest = " ".join(["word"] * predictor.max_length)
-    seconds = min(timeit.repeat(lambda: predictor.predict([longest]), number=1, repeat=3))
-    return int(QUICK_S / seconds)
 
 
 def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> Application:

@@ -222,11 +222,10 @@ def test_a_killed_driver_goes_on_where_it_stopped(ray_cluster: None, tmp_path: P
     assert len(load_card(store.router("hard_label")).history) == 6
 
 
-@pytest.mark.parametrize("zero_stage", [0, 3])
-def test_few_rows_a_causal_backbone_and_other_zero_stages_train_too(ray_cluster: None, tmp_path: Path, zero_stage: int) -> None:
+def test_few_rows_and_a_causal_backbone_train_with_zero_3_too(ray_cluster: None, tmp_path: Path) -> None:
     backbone = {"path": "quickstart/models/weak"}
     # 12 rows are less than one batch: they must not be dropped as an incomplete one.
-    router = {"designs": ["soft_block"], "epochs": 1, "batch_size": 48, "zero_stage": zero_stage, "backbone": backbone}
+    router = {"designs": ["soft_block"], "epochs": 1, "batch_size": 48, "zero_stage": 3, "backbone": backbone}
     config, store = prepared(tmp_path, 12, 7, **router)
     run_training(config, store)
     card = load_card(store.router("soft_block"))

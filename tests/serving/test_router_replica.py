@@ -1,8 +1,6 @@
 """A router replica in process, without Ray: how it spends its budget, and what happens to requests while a router is swapped."""
 
 import asyncio
-import threading
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +18,7 @@ from firewall_ray.serving_config import BudgetControlConfig
 from firewall_ray.tasks.base import prompt_id
 from serve_app.decision import Decision
 from serve_app.router_client import Question
-from serve_app.router_deployment import QUICK_S, Router, RouterUserConfig, num_quick
+from serve_app.router_deployment import Router, RouterUserConfig
 
 WINDOW = 200
 
@@ -225,33 +223,6 @@ def test_a_request_that_cannot_be_decided_fails_alone() -> None:
         assert [decision.score for decision in (*before, *after)] == pytest.approx([0.1, 0.9, 0.8])
 
     asyncio.run(test())
-
-
-def test_the_event_loop_scores_only_what_takes_no_time() -> None:
-    async def test() -> None:
-        router = await replica()
-        predictor = router.predictors["soft_block"]
-        threads: list[int] = []
-        score = predictor.score
-        predictor.score = lambda prompts: threads.append(threading.get_ident()) or score(prompts)  # type: ignore[func-returns-value, method-assign]
-        await router.decide(["0.1"], None, True)
-        router._quick[predictor] = 2  # type: ignore[index]
-        await router.decide(["0.1", "0.2"], None, True)
-        await router.decide(["0.1", "0.2", "0.3"], None, True)
-        here = threading.get_ident()
-        assert [thread == here for thread in threads] == [False, True, False]
-
-    asyncio.run(test())
-
-
-def test_a_router_that_takes_its_time_is_never_quick() -> None:
-    class Slow:
-        max_length = 8
-
-        def predict(self, prompts: list[str]) -> None:
-            time.sleep(QUICK_S)
-
-    assert num_quick(Slow()) == 0  # type: ignore[arg-type]
 
 
 # Swaps ---------------------------------------------------------------------------------------------------------------

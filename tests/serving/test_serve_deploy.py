@@ -47,12 +47,19 @@ def test_the_shipped_config_file_deploys_and_a_new_fraction_reaches_the_running_
         assert status["status"] not in ("DEPLOY_FAILED", "UNHEALTHY"), status["message"]
         return bool(status["status"] == "RUNNING")
 
+    def is_ready() -> bool:  # asked before the status, which takes seconds of a CPU that the engines want
+        try:
+            return httpx.get(f"{url}/ready", timeout=60).status_code == 200
+        except httpx.TransportError:
+            return False
+
     def chat() -> Any:
         body = {"model": "firewall", "messages": [{"role": "user", "content": "What is 2 plus 3?"}], "max_tokens": 4}
         return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
 
     wait_until(is_deployed, "the head takes the file")
-    wait_until(is_running, "the application runs")
+    wait_until(is_ready, "router and both models answer")
+    assert is_running()
     before = chat()
     assert before.headers["x-firewall-reason"] == "score"
     assert before.json()["model"] == before.headers["x-firewall-route"]
