@@ -30,7 +30,7 @@ def main(
 ) -> None:
     """Write labels/ and decisions/ under --root."""
     source, store = ArtifactStore(run), ArtifactStore(root)
-    queries = {row["query_id"]: row for row in read_queries(source).to_pylist()}
+    queries = {row["query_id"]: row for row in read_queries(source).read().to_pylist()}
     skill = {query_id: json.loads(row["reference"])["skill"] for query_id, row in queries.items()}
     table = source.labels().require().read()
     is_live = pa.array([skill[query_id] in LEFT_OUT for query_id in table["query_id"].to_pylist()])

@@ -76,7 +76,7 @@ def main(
     """Print realised fraction and pass rate at 20, 50 and 80% strong calls, and the report's."""
     loaded = load_config(config, root=root)
     store = ArtifactStore(loaded.root)
-    rows = [row for row in read_queries(store).to_pylist() if row["split"] == "test"]
+    rows = [row for row in read_queries(store).read().to_pylist() if row["split"] == "test"]
     router = loaded.served_router
     with store.report().filesystem.open_input_stream(f"{store.report().path}/report.json") as stream:
         promised = json.loads(stream.read())["routers"][router]["all"]

@@ -21,13 +21,14 @@ from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure
 from firewall_ray.job import StageResult
 from firewall_ray.progress import watch
-from firewall_ray.queries import read_queries
+from firewall_ray.queries import read_queries, tasks_of
 from firewall_ray.query_ids import check_unique, in_buckets, without
 from firewall_ray.schemas import GRADES, SAMPLES
-from firewall_ray.spill import READ_ROWS, Spill, buckets_of, num_buckets, spill_folder
+from firewall_ray.spill import LocalRows, Spill, buckets_of, num_buckets, spill_folder
 from firewall_ray.tasks import TASKS, Task, get_task, known_tasks
 
 SAMPLE_COLUMNS = ["query_id", "task", "texts", "greedy_text", "error"]
+QUERY_COLUMNS = ["query_id", "task", "reference"]
 MAX_ERROR_CHARS = 500
 
 Options = Mapping[str, Mapping[str, Any]]  # task -> the config's section grading.<task>
@@ -50,7 +51,7 @@ def run_grading(
         if key not in config.models:
             raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")
     inputs = {key: store.samples(key).require(SAMPLE_COLUMNS) for key in keys}
-    queries = read_queries(store, limit).select(["query_id", "task", "reference"])
+    queries = read_queries(store, limit)
     tasks = known_tasks(config.queries.custom_tasks())
     options = _options(config, queries, tasks)
     results = []
@@ -100,11 +101,12 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
     return pa.Table.from_pylist(rows, schema=GRADES)
 
 
-def share(queries: pa.Table) -> list[ray.ObjectRef]:
-    """The rows for all workers: a table a bucket (see `spill.py`), sorted by query_id, in Ray's object store."""
+def share(queries: LocalRows) -> list[ray.ObjectRef]:
+    """QUERY_COLUMNS for all workers: a table a bucket (see `spill.py`), sorted by query_id, in Ray's object store."""
     count = num_buckets(len(queries))
+    schema = pa.schema([queries.schema.field(name) for name in QUERY_COLUMNS])
     with spill_folder() as folder:
-        buckets = Spill(queries.to_batches(max_chunksize=READ_ROWS), queries.schema, count, folder / "queries")
+        buckets = Spill(queries.batches(QUERY_COLUMNS), schema, count, folder / "queries")
         return [ray.put(buckets.bucket(number).sort_by("query_id").combine_chunks()) for number in range(count)]
 
 
@@ -153,7 +155,7 @@ def _grade_dataset(
     samples: Dataset,
     grades: Dataset,
     model: str,
-    queries: pa.Table,
+    queries: LocalRows,
     options: Options,
     tasks: Mapping[str, Task],
     batch_size: int,
@@ -182,13 +184,13 @@ def _grade_dataset(
         graded.write_parquet(grades.path, filesystem=grades.filesystem, min_rows_per_file=BATCH_ROWS, compression="zstd")
 
 
-def _options(config: RunConfig, queries: pa.Table, tasks: Mapping[str, Task]) -> Options:
+def _options(config: RunConfig, queries: LocalRows, tasks: Mapping[str, Task]) -> Options:
     sections = config.grading.model_dump(exclude={"batch_size"})
     sections |= {name: own.model_dump(include={"grader", "sandbox"}) for name, own in config.queries.custom_tasks().items()}
-    return {get_task(name, tasks).name: sections.get(name, {}) for name in sorted(queries["task"].unique().to_pylist())}
+    return {get_task(name, tasks).name: sections.get(name, {}) for name in sorted(tasks_of(queries))}
 
 
-def _check_ids(samples: Dataset, queries: pa.Table) -> int:
+def _check_ids(samples: Dataset, queries: LocalRows) -> int:
     """How many queries have no samples. Raises ArtifactError for samples without rows, or with two of a query."""
     where = f"samples: {samples.path}"
     num_samples = samples.num_rows()
@@ -197,7 +199,7 @@ def _check_ids(samples: Dataset, queries: pa.Table) -> int:
     # Reading `task` as well finds its nulls here, where the row in the file is known.
     ids = (batch["query_id"] for batch in samples.iter_batches(["query_id", "task"]))
     num_without = 0
-    for there, wanted in in_buckets(max(num_samples, len(queries)), ids, queries["query_id"].chunks):
+    for there, wanted in in_buckets(max(num_samples, len(queries)), ids, queries.column("query_id")):
         check_unique(there, where)
         num_without += len(without(wanted, there))
     return num_without

@@ -49,7 +49,7 @@ def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None =
     if labels.plan(settings, force=force) == "skip":
         return {"stage": "label", "action": "skip", "path": labels.path, **labels.manifest()["counts"]}
 
-    chosen = None if limit is None else read_queries(store, limit)["query_id"]
+    chosen = None if limit is None else pa.chunked_array(read_queries(store, limit).column("query_id"), pa.string())
     count = num_buckets(max(dataset.num_rows() for dataset in (queries, weak, strong)))
     with spill_folder() as folder:
         spills = {

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore
+from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore, Dataset
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, TaskError
 from firewall_ray.job import StageResult
 from firewall_ray.query_ids import check_unique, in_buckets
 from firewall_ray.schemas import QUERIES, SPLITS
-from firewall_ray.spill import mapped
+from firewall_ray.spill import READ_ROWS, LocalRows
 from firewall_ray.tasks import Query, Task, get_task, known_tasks
 
 logger = logging.getLogger("firewall_ray")
@@ -60,7 +60,7 @@ def run_prepare_queries(config: RunConfig, store: ArtifactStore, *, limit: int |
     return {"stage": "prepare_queries", "action": "run", "path": queries.path, **counts}
 
 
-def read_queries(store: ArtifactStore, limit: int | None = None) -> pa.Table:
+def read_queries(store: ArtifactStore, limit: int | None = None) -> LocalRows:
     """All of queries/, checked, with the columns of `schemas.QUERIES`; with `limit` so many of them, see `quotas`.
 
     Raises ArtifactMissing, and ArtifactError naming the query for a duplicate query_id, a split that does not exist or a
@@ -68,21 +68,31 @@ def read_queries(store: ArtifactStore, limit: int | None = None) -> pa.Table:
     """
     queries = store.queries().require()
     where = f"queries: {queries.path}"
-    table = mapped(queries)
-    if not table.num_rows:
+    num_rows = queries.num_rows()
+    if not num_rows:
         raise ArtifactError(f"{where} has no rows. Run: {queries.made_by} --config FILE --force")
-    for (ids,) in in_buckets(len(table), table["query_id"].chunks):
+    for (ids,) in in_buckets(num_rows, (batch["query_id"] for batch in queries.iter_batches(["query_id"]))):
         check_unique(ids, where)
-    check_splits(table, where)
-    for batch in table.to_batches():
+    return LocalRows(_checked(queries, where, limit), queries.schema)
+
+
+def _checked(queries: Dataset, where: str, limit: int | None) -> Iterator[pa.RecordBatch]:
+    """The rows that `limit` keeps: the same ones that `run_prepare_queries` keeps of these."""
+    left = None if limit is None else quotas(_groups(queries), limit)
+    for batch in queries.iter_batches(batch_rows=READ_ROWS):
+        check_splits(batch, where)
         for row, reference in enumerate(batch["reference"].to_pylist()):
             if not _is_json_object(reference):
                 query_id = batch["query_id"][row]
                 raise ArtifactError(f"{where}: query {query_id}: `reference` must be a JSON object, there is {reference!r:.60}.")
-    return table if limit is None else table.filter(_within_limit(table, limit))
+        yield batch if left is None else batch.filter(_within(batch, left))
 
 
-def check_splits(queries: pa.Table, where: str) -> None:
+def tasks_of(queries: LocalRows) -> set[str]:
+    return {task for tasks in queries.column("task") for task in tasks.unique().to_pylist()}
+
+
+def check_splits(queries: pa.Table | pa.RecordBatch, where: str) -> None:
     """Raises ArtifactError naming the first query (columns: query_id, split) whose split does not exist."""
     row = pc.index(pc.is_in(queries["split"], pa.array(SPLITS)), False).as_py()
     if row >= 0:
@@ -155,11 +165,17 @@ def keep_first(queries: Iterator[Query], kept: Mapping[Group, int]) -> Iterator[
             yield query
 
 
-def _within_limit(table: pa.Table, limit: int) -> pa.Array:
-    """Mask, bool, (num_rows,): the same choice among rows that `run_prepare_queries` makes with `limit`."""
-    groups = list(zip(table["task"].to_pylist(), table["split"].to_pylist(), strict=True))
-    left = quotas(Counter(groups), limit)
-    mask = np.zeros(len(groups), dtype=bool)
+def _groups(queries: Dataset) -> Counter[Group]:
+    groups: Counter[Group] = Counter()
+    for batch in queries.iter_batches(["task", "split"]):
+        groups.update(zip(batch["task"].to_pylist(), batch["split"].to_pylist(), strict=True))
+    return groups
+
+
+def _within(batch: pa.RecordBatch, left: Counter[Group]) -> pa.Array:
+    """Mask, bool, (num_rows,): the first `left` rows of each group, which are taken off it."""
+    groups = zip(batch["task"].to_pylist(), batch["split"].to_pylist(), strict=True)
+    mask = np.zeros(batch.num_rows, dtype=bool)
     for row, group in enumerate(groups):
         mask[row] = left[group] > 0
         left[group] -= 1

@@ -32,8 +32,9 @@ from firewall_ray.engines.vllm_engine import VllmSampler
 from firewall_ray.errors import ArtifactError, ConfigError, EngineDied
 from firewall_ray.job import StageResult
 from firewall_ray.progress import watch
-from firewall_ray.queries import read_queries
+from firewall_ray.queries import read_queries, tasks_of
 from firewall_ray.query_ids import check_unique, in_buckets, without
+from firewall_ray.spill import LocalRows
 from firewall_ray.tasks import get_task, known_tasks
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ def run_sampling(
     for key in keys:
         if key not in config.models:
             raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")
-    queries = read_queries(store, limit).select(INPUT_COLUMNS)
-    spec = sampling_spec(config, set(queries["task"].unique().to_pylist()))
+    queries = read_queries(store, limit)
+    spec = sampling_spec(config, tasks_of(queries))
     jobs = [SamplingJob(config, store, key, queries, spec, force=force) for key in keys]
     pending = [job for job in jobs if job.action != "skip"]
     for job in pending:  # all of them before the first engine starts: what is wrong shows at once
@@ -93,7 +94,7 @@ class SamplingJob:
     """One model's part of the job: decide, check, run, verify."""
 
     def __init__(
-        self, config: RunConfig, store: ArtifactStore, key: str, queries: pa.Table, spec: SamplingSpec, *, force: bool
+        self, config: RunConfig, store: ArtifactStore, key: str, queries: LocalRows, spec: SamplingSpec, *, force: bool
     ) -> None:
         self.config = config
         self.key = key
@@ -150,7 +151,10 @@ class SamplingJob:
         folder = f"{self.samples.path}/{WANTED}"
         self.samples.filesystem.create_dir(folder, recursive=True)
         path = f"{folder}/part-00000.parquet"
-        pq.write_table(self.queries, path, filesystem=self.samples.filesystem, row_group_size=self.config.sampling.batch_size)
+        schema = pa.schema([self.queries.schema.field(name) for name in INPUT_COLUMNS])
+        with pq.ParquetWriter(path, schema, filesystem=self.samples.filesystem) as writer:
+            for batch in self.queries.batches(INPUT_COLUMNS):
+                writer.write_batch(batch, row_group_size=self.config.sampling.batch_size)
         return path
 
     def _engine_stage(self, progress: Any) -> dict[str, Any]:
@@ -200,14 +204,14 @@ class SamplingJob:
             for path in committed
             for chunk in pq.read_table(path, columns=["query_id"], filesystem=self.samples.filesystem)["query_id"].chunks
         )
-        buckets = in_buckets(len(self.queries), self.queries["query_id"].chunks, done)
+        buckets = in_buckets(len(self.queries), self.queries.column("query_id"), done)
         return sum(len(without(wanted, there)) for wanted, there in buckets)
 
     def _verify(self) -> None:
         """No row twice, none lost: the promise is checked, not assumed."""
         where = f"samples: {self.samples.path}"
         ids = (batch["query_id"] for batch in self.samples.iter_batches(["query_id"]))
-        for wanted, there in in_buckets(len(self.queries), self.queries["query_id"].chunks, ids):
+        for wanted, there in in_buckets(len(self.queries), self.queries.column("query_id"), ids):
             check_unique(there, where, "Sample again with --force.")
             if len(lost := without(wanted, there)):
                 raise ArtifactError(f"{where} lacks queries, {lost[0].as_py()!r} among them. Run the same command again.")

@@ -1,6 +1,6 @@
 """Rows on the driver's local disk, so that its memory does not grow with them.
 
-`mapped` is a whole dataset as a table. `Spill` splits rows by a hash of query_id, so that datasets join one bucket at a time: equal
+`LocalRows` are read batch by batch. `Spill` splits rows by a hash of query_id, so that datasets join one bucket at a time: equal
 ids land in the bucket of the same number whatever order or file they come in, so a join needs one bucket of each dataset in
 memory, never a whole one.
 """
@@ -51,14 +51,37 @@ def spill_folder() -> Iterator[Path]:
         ) from e
 
 
-def mapped(dataset: Dataset) -> pa.Table:
-    """All rows, memory-mapped from a file that is gone with the table: the page cache holds them, as far as there is room."""
-    with spill_folder() as folder:
-        path = str(folder / "rows.arrow")
-        with pa.ipc.new_file(path, dataset.schema) as writer:
-            for batch in dataset.iter_batches(batch_rows=READ_ROWS):
-                writer.write_batch(batch)
-        return pa.ipc.open_file(pa.memory_map(path)).read_all()
+class LocalRows:
+    """Batches of `schema` in a file that is gone with this object; whoever reads them has one in memory at a time."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+        self.schema = schema
+        self._num_rows = 0
+        with spill_folder() as folder:
+            path = str(folder / "rows.arrow")
+            with pa.ipc.new_file(path, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+                    self._num_rows += batch.num_rows
+            self._file = pa.OSFile(path)  # stays readable without a name
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """In order, with `columns` or all of them. Threads may read at the same time."""
+        reader = pa.ipc.open_file(self._file)
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            yield batch if columns is None else batch.select(columns)
+
+    def column(self, name: str) -> Iterator[pa.Array]:
+        """A column, batch by batch."""
+        return (batch[name] for batch in self.batches([name]))
+
+    def read(self) -> pa.Table:
+        """All of them in memory."""
+        return pa.Table.from_batches(self.batches(), self.schema)
 
 
 class Spill:

@@ -4,27 +4,28 @@ Runs in the driver. A prompt has no more tokens than UTF-8 bytes (every tokenize
 only prompts long enough to matter are tokenized.
 """
 
-import pyarrow as pa
+from collections.abc import Iterator
+from typing import Any
+
 import pyarrow.compute as pc
 
 from firewall_ray.config import VllmModelConfig, model_path
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ModelError, TaskError
+from firewall_ray.spill import LocalRows
 
 SPECIAL_TOKENS = 8  # room for what a tokenizer adds around a prompt
 
 
-def check_prompt_lengths(key: str, model: VllmModelConfig, queries: pa.Table, spec: SamplingSpec) -> None:
+def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, spec: SamplingSpec) -> None:
     """Raises ModelError when the model cannot be found, TaskError naming the first query whose prompt leaves no room."""
     context = context_length(key, model)
-    num_bytes = pc.binary_length(queries["prompt"])
-    suspects = queries.filter(pc.greater(num_bytes, context - SPECIAL_TOKENS))
-    if not len(suspects):
-        return
-    from transformers import AutoTokenizer
+    tokenizer = None
+    for query in _suspects(queries, context):
+        if tokenizer is None:
+            from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path(model.path))
-    for query in suspects.to_pylist():
+            tokenizer = AutoTokenizer.from_pretrained(model_path(model.path))
         num_tokens = len(tokenizer(query["prompt"])["input_ids"])
         if num_tokens >= context:
             raise TaskError(
@@ -32,6 +33,12 @@ def check_prompt_lengths(key: str, model: VllmModelConfig, queries: pa.Table, sp
                 f"has a context of {context:,}, prompt and completion together. Drop the query, raise models.{key}.max_model_len "
                 "(up to what the model was trained for), or choose another model."
             )
+
+
+def _suspects(queries: LocalRows, context: int) -> Iterator[dict[str, Any]]:
+    for batch in queries.batches(["query_id", "task", "prompt"]):
+        num_bytes = pc.binary_length(batch["prompt"])
+        yield from batch.filter(pc.greater(num_bytes, context - SPECIAL_TOKENS)).to_pylist()
 
 
 def context_length(key: str, model: VllmModelConfig) -> int:

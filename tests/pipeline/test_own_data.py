@@ -29,7 +29,7 @@ def test_a_function_named_in_the_config_grades_in_ray_tasks(tmp_path: Path) -> N
     config = make_config(str(tmp_path / "root"), queries={"tasks": {"custom": {"own": task}}})
     store = ArtifactStore(config.root)
     run_prepare_queries(config, store)
-    queries = read_queries(store).to_pylist()
+    queries = read_queries(store).read().to_pylist()
     samples = [sample(q["query_id"], [q["question"], "-"], "-", task="own") for q in queries]
     write(store.samples("weak"), samples)
     (result,) = run_grading(config, store, models=["weak"])

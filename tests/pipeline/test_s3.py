@@ -57,7 +57,7 @@ def test_queries_and_labels_live_on_s3_as_they_do_on_disk(root: str, tmp_path: P
         assert store.queries().state() == "missing"
         assert run_prepare_queries(config, store)["action"] == "run"
         assert run_prepare_queries(config, store)["action"] == "skip"
-        ids = read_queries(store)["query_id"].to_pylist()
+        ids = read_queries(store).read()["query_id"].to_pylist()
         write(store.grades("weak"), [grade(i, "0100", False) for i in ids])
         write(store.grades("strong"), [grade(i, "1110", True) for i in ids[:-1]])
         assert run_labeling(config, store)["left_out"] == {"strong_missing": 1}

@@ -1,5 +1,6 @@
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -261,11 +262,15 @@ def test_partitioning_loses_no_row_and_splits_no_id(ids: list[str], count: int) 
     assert all(again[query_id] == number for number, query_id, _ in rows if query_id in again)
 
 
-def test_mapped_rows_outlive_their_file_and_every_change_of_the_dataset(tmp_path: Path) -> None:
+def test_local_rows_outlive_their_file_and_every_change_of_the_dataset(tmp_path: Path) -> None:
     dataset = ArtifactStore(str(tmp_path)).queries()
     rows = [query(f"q{number}") for number in range(40_000)]  # several batches
     write(dataset, rows)
-    table = spill.mapped(dataset)
+    local = spill.LocalRows(dataset.iter_batches(batch_rows=spill.READ_ROWS), dataset.schema)
     dataset.begin({})
     assert dataset.files() == []
-    assert table.to_pylist() == rows
+    assert len(local) == 40_000
+    assert local.read().to_pylist() == rows
+    with ThreadPoolExecutor(4) as threads:  # models are sampled side by side
+        columns = list(threads.map(lambda _: pa.chunked_array(local.column("query_id")).to_pylist(), range(8)))
+    assert columns == [[row["query_id"] for row in rows]] * 8

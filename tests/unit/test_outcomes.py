@@ -72,7 +72,7 @@ PAIR = [row("Why?", "weak", False), row("Why?", "strong", True)]
 
 def test_an_answer_of_each_model_becomes_a_query_and_two_grades(tmp_path: Path) -> None:
     store = import_rows(tmp_path, PAIR)
-    (query,) = read_queries(store).to_pylist()
+    (query,) = read_queries(store).read().to_pylist()
     assert query == {
         "query_id": query_id("outcomes", "Why?"),
         "task": "outcomes",
@@ -178,12 +178,12 @@ def test_columns_and_models_are_called_what_the_config_says(tmp_path: Path) -> N
     columns = {"query": "prompt", "model": "llm", "correct": "em", "task": "bench"}
     store = import_rows(tmp_path, rows, columns=columns, models={"weak": "mistral", "strong": "gpt"})
     assert grades(store, "strong", task="nq")["correct"] == [True]
-    (query,) = read_queries(store).to_pylist()
+    (query,) = read_queries(store).read().to_pylist()
     assert (query["task"], query["split"]) == ("nq", "test")
     ignoring = {**columns, "split": None}
     (tmp_path / "2").mkdir()
     store = import_rows(tmp_path / "2", rows, columns=ignoring, models={"weak": "mistral", "strong": "gpt"})
-    assert read_queries(store)["split"].to_pylist() == ["train"]
+    assert read_queries(store).read()["split"].to_pylist() == ["train"]
 
 
 def test_every_query_is_test_in_one_fold_and_folds_share_validation_alone(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_every_query_is_test_in_one_fold_and_folds_share_validation_alone(tmp_pa
         config = config_for(tmp_path, path, splits={"folds": 3, "fold": fold, "validation": 0.2})
         store = ArtifactStore(str(tmp_path / f"fold_{fold}"))
         run_import(config, store)
-        queries = read_queries(store).to_pylist()
+        queries = read_queries(store).read().to_pylist()
         assert set(Counter(q["split"] for q in queries)) == {"train", "validation", "test"}
         tests += [q["query_id"] for q in queries if q["split"] == "test"]
     assert len(tests) == len(set(tests)) == 60

@@ -24,12 +24,12 @@ def prepare(root: Path, sizes: Mapping[str, int] | None = None, **arguments: Any
 
 
 def splits(root: Path, limit: int | None = None) -> Counter[str]:
-    return Counter(read_queries(ArtifactStore(str(root)), limit)["split"].to_pylist())
+    return Counter(read_queries(ArtifactStore(str(root)), limit).read()["split"].to_pylist())
 
 
 def test_queries_are_written_as_the_task_yields_them(tmp_path: Path) -> None:
     assert prepare(tmp_path)["queries"] == 70
-    rows = read_queries(ArtifactStore(str(tmp_path))).to_pylist()
+    rows = read_queries(ArtifactStore(str(tmp_path))).read().to_pylist()
     options = {"seed": 0, "num_train": 40, "num_validation": 10, "num_test": 20}
     assert [tuple(row.values()) for row in rows] == [tuple(query) for query in TinyWorld().load(options)]
 
@@ -46,9 +46,9 @@ def test_a_limit_keeps_some_of_every_split_in_both_directions(tmp_path: Path) ->
     prepare(tmp_path)
     # 40 + 10 + 20: everyone 1, and of the other 4 by (39, 9, 19) / 67: 2.33, 0.54, 1.13 -> 2, 0, 1 and one for 0.54.
     assert splits(tmp_path, limit=7) == {"train": 3, "validation": 2, "test": 2}
-    chosen = read_queries(ArtifactStore(str(tmp_path)), 7)
+    chosen = read_queries(ArtifactStore(str(tmp_path)), 7).read()
     prepare(tmp_path / "limited", limit=7)
-    assert read_queries(ArtifactStore(str(tmp_path / "limited"))).equals(chosen)
+    assert read_queries(ArtifactStore(str(tmp_path / "limited"))).read().equals(chosen)
 
 
 @given(
