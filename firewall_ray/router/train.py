@@ -5,6 +5,7 @@ most one epoch; when the driver dies, the same command goes on from the last che
 """
 
 import logging
+import os
 from collections.abc import Sequence
 
 import ray
@@ -23,6 +24,8 @@ from firewall_ray.router.loop import TrainSpec, train_loop
 from firewall_ray.router.model import load_tokenizer, network_config
 
 CHECKPOINTS_FOLDER = "_router_training"  # under ROOT; a run's folder is deleted once its routers are finished
+HEALTH_CHECK_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"  # Ray's
+REPORTS_EVERY_S = 0.2
 
 logger = logging.getLogger("firewall_ray")
 
@@ -115,6 +118,9 @@ def _train(spec: TrainSpec, labels: Dataset, checkpoints: str, limit: int | None
             failure_config=ray.train.FailureConfig(max_failures=router.max_failures),
         ),
     )
+    # Ray Train fetches a worker's report when it asks how the worker is, every two seconds unless told otherwise, and the next
+    # epoch's report waits until then. Epochs of a small router are shorter.
+    os.environ.setdefault(HEALTH_CHECK_INTERVAL, str(REPORTS_EVERY_S))
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as e:

@@ -91,7 +91,8 @@ def test_a_samplers_node_killed_in_the_middle_costs_no_row_and_repeats_none(node
     assert [(stage["num_rows"], stage["num_errors"]) for stage in json.loads(line)["stages"]] == [(NUM_QUERIES, 0)] * 2
 
     config, undisturbed = prepared(tmp_path / "undisturbed")
-    job = nodes.job("sample", "--config", str(config), "--model", "weak", log=tmp_path / "log2")
+    one_engine = ["--set", "models.weak.replicas={min: 1, max: 1}"]
+    job = nodes.job("sample", "--config", str(config), "--model", "weak", *one_engine, log=tmp_path / "log2")
     assert job.wait(240) == 0, (tmp_path / "log2").read_text()[-4_000:]
     queries = {row["query_id"] for row in store.queries().read().to_pylist()}
     found, expected = rows(store, "weak"), rows(undisturbed, "weak")

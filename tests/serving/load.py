@@ -92,4 +92,4 @@ class Load:
             prompt = self._prompts[i % len(self._prompts)]
             self.outcomes.append(ask(self._served, self._model, prompt, streams=number % 2 == 0))
             i += len(self._threads) + 1
-            time.sleep(0.1)  # leave the machine some time for what comes up again
+            time.sleep(0.3)  # leave the machine some time for what comes up again
