@@ -109,14 +109,10 @@ def submit(head: dict[str, str], *arguments: str) -> "subprocess.CompletedProces
         time.sleep(3)
 
 
-def test_jobs_run_through_ray_job_submit_and_say_how_they_ended(head: dict[str, str], config_file: Path, tmp_path: Path) -> None:
+def test_a_job_runs_through_ray_job_submit(head: dict[str, str], config_file: Path, tmp_path: Path) -> None:
     config = load_config(config_file, root=str(tmp_path))
     run_prepare_queries(config, ArtifactStore(config.root))
     arguments = ["python", "jobs/sample.py", "--config", str(config_file), "--root", str(tmp_path), "--limit", "20"]
     done = submit(head, *arguments, "--model", "weak")
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
     assert ArtifactStore(str(tmp_path)).samples("weak").require().num_rows() == 20
-
-    failed = submit(head, "python", "jobs/sample.py", "--config", "no/such/config.yaml")
-    assert failed.returncode != 0
-    assert "no/such/config.yaml: No such file" in failed.stdout + failed.stderr
