@@ -221,12 +221,13 @@ class RunConfig(Strict):
                     raise ValueError(f"{where}.{role} is {key!r}, but models has only {sorted(self.models)}")
         return self
 
-    # Loading -------------------------------------------------------------------------------------------------------------
-
     @property
     def served_router(self) -> str:
         """The folder of routers/ that an application of this run begins with."""
         return self.serving.router or self.router.designs[0]
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), root: str | None = None) -> RunConfig:

@@ -178,4 +178,4 @@ def frozen(deployment: str, ray_folder: Path) -> Iterator[None]:
 
 def stands(metrics: Prometheus, gauge: str) -> bool:
     """Whether a gauge that was set once is seen long after."""
-    return any(values[-1][0] - values[0][0] > 2 * FORGOTTEN_AFTER_S for values in metrics.series(gauge))
+    return any(values[-1][0] - values[0][0] > 3 * FORGOTTEN_AFTER_S for values in metrics.series(gauge))
