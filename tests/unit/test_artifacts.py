@@ -10,7 +10,7 @@ from handmade import grade, query, write
 
 from firewall_ray.artifacts import MANIFEST, STARTED, ArtifactStore, Dataset, fingerprint
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
-from firewall_ray.schemas import QUERIES
+from firewall_ray.schemas import QUERIES, SCORES
 
 
 @pytest.fixture
@@ -274,3 +274,27 @@ def test_a_local_file_is_copied_whole(store: ArtifactStore, tmp_path: Path) -> N
 
 def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1}) != fingerprint({"a": 1, "b": [2, 1]})
+
+
+def test_each_footer_is_read_once_however_often_a_stage_asks(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = store.scores("soft_block")
+
+    def write_row(query_id: str, name: str) -> None:
+        scores.append(pa.table({"query_id": [query_id], "p_weak": pa.array([0.5], pa.float32())}, schema=SCORES), name)
+
+    for number in range(5):
+        write_row(f"q{number}", f"{number}.parquet")
+    opened: list[str] = []
+    parquet_file = pq.ParquetFile
+
+    def counting(path: str, *, filesystem: Any, metadata: Any) -> pq.ParquetFile:
+        if metadata is None:
+            opened.append(path)
+        return parquet_file(path, filesystem=filesystem, metadata=metadata)
+
+    monkeypatch.setattr(pq, "ParquetFile", counting)
+    assert scores.require().num_rows() == 5
+    assert len(scores.read()) == 5
+    assert sorted(opened) == scores.files()
+    write_row("another", "0.parquet")
+    assert scores.read(["query_id"])["query_id"].to_pylist()[0] == "another"

@@ -158,7 +158,7 @@ def test_what_is_there_takes_the_place_of_what_was_assumed(tmp_path: Path) -> No
     samples.begin({})
     manifest = samples.finish({}, {"num_rows": 3, "num_errors": 0, "num_sampled_tokens": 1_000})
     manifest |= {"started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T00:00:10+00:00"}
-    samples._write_json("_MANIFEST.json", manifest)
+    samples.write_json("_MANIFEST.json", manifest)
     found = {row.stage: row for row in make_plan(made, store).rows}
     assert found["sample weak"].queries == 3
     assert found["train routers"].queries == 1
