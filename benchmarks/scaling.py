@@ -4,12 +4,16 @@ Workers: the real sampling job (vLLM, the quickstart's strong model, n = 32) and
 them. Measured over the last six tenths of the rows, when all of them are at work; two workers are bound by two cores, on which
 Ray Data and Parquet run as well.
 
-Rows: sampling of both models, grading and labelling as the jobs do them (queries, engines on actors, checkpoint, Parquet), with an
-engine that takes a fixed time a row in the place of vLLM, n = 2. Each size in a process of its own, the driver; its peak memory is
-read stage by stage. What bounds sampling is the engine: rows divided by its speed.
+Rows: sampling of both models, grading and labelling as the jobs do them (queries, engines on actors, checkpoint, Parquet), and
+sampling again when all is done; with an engine that takes a fixed time a row in the place of vLLM, n = 2, and the config's
+defaults. ROOT is an S3 (`slow_s3.py`) where each request takes 50 ms, as those of a real one do: there a file too many costs
+seconds, on a local disk nothing. Each size in a process of its own, the driver; stage by stage its peak memory, the seconds, and
+what was asked of the S3: opens are the GET and HEAD requests of files of rows. What bounds sampling is the engine: rows divided by
+its speed.
 
     python benchmarks/scaling.py workers --root runs/quickstart     # after make quickstart
     python benchmarks/scaling.py rows --plot docs/images/scaling.png
+    python benchmarks/scaling.py rows --root-kind local --size 1000000
 """
 
 import asyncio
@@ -19,7 +23,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +38,7 @@ import typer
 from labels import query_ids
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
+from slow_s3 import SlowS3, running
 
 from firewall_ray import sampling
 from firewall_ray.artifacts import ArtifactStore, versions
@@ -144,10 +152,15 @@ class StandInEngine:
         return pa.table([columns[name] for name in SAMPLES.names], schema=SAMPLES)
 
 
+def use_stand_in() -> None:
+    """From here on the sampling stage starts `StandInEngine` where it would start vLLM."""
+    sampling.VllmSampler = StandInEngine  # type: ignore[misc]
+
+
 def generate(store: ArtifactStore, num_rows: int) -> None:
     """A foreign queries/ with prompts as long as tiny_world's, in several files."""
     queries = store.queries()
-    queries.filesystem.create_dir(queries.path)
+    queries.filesystem.create_dir(queries.path, recursive=True)
     for start in range(0, num_rows, CHUNK_ROWS):
         numbers = np.arange(start, min(start + CHUNK_ROWS, num_rows))
         size = len(numbers)
@@ -160,33 +173,48 @@ def generate(store: ArtifactStore, num_rows: int) -> None:
             "prompt": [f"Question: {question}\nAnswer: " for question in questions],
             "reference": ['{"answer": "yes"}'] * size,
         }
-        pq.write_table(pa.table(columns, schema=QUERIES), f"{queries.path}/{start:012}.parquet", compression="zstd")
+        table, path = pa.table(columns, schema=QUERIES), f"{queries.path}/{start:012}.parquet"
+        pq.write_table(table, path, compression="zstd", filesystem=queries.filesystem)
 
 
-def run_stages(root: str) -> list[dict[str, Any]]:
-    """Sampling, grading and labelling in this process, the driver. One row a stage: wall_s, and the driver's peak memory."""
-    sampling.VllmSampler = StandInEngine  # type: ignore[misc]
+def run_stages(root: str, s3: SlowS3 | None) -> Iterator[dict[str, Any]]:
+    """The stages in this process, the driver. One row each: wall_s, the driver's peak memory, and what was asked of the S3."""
+    use_stand_in()
     model = {"device": "cpu"}
     config = RunConfig.model_validate(
         {
             "root": root,
             "queries": {"tasks": {"tiny_world": {}}},
             "models": {key: {"path": f"quickstart/models/{key}", **model} for key in ("weak", "strong")},
-            "sampling": {"num_samples": len(ANSWERS), "batch_size": 1_024},
-            "grading": {"batch_size": 4_096},
+            "sampling": {"num_samples": len(ANSWERS)},
             "ray": {"num_cpus": 8, "object_store_memory_gib": 1, "dashboard": False},
         }
     )
-    stages: dict[str, Callable[..., Any]] = {"sample": run_sampling, "grade": run_grading, "label": run_labeling}
-    rows = []
+    # Once more at the end, when nothing is left to do: what a rerun costs that only asks what is done.
+    stages: dict[str, Callable[..., Any]] = {
+        "sample": run_sampling,
+        "grade": run_grading,
+        "label": run_labeling,
+        "again": run_sampling,
+    }
     with connected(config.ray):
         for name, stage in stages.items():
-            started = time.perf_counter()
+            before, started = s3.counts() if s3 else Counter(), time.perf_counter()
             with PeakMemory() as peak:
                 stage(config, ArtifactStore(root))
             wall_s = time.perf_counter() - started
-            rows.append({"stage": name, "wall_s": wall_s, "own_mib": peak.own_mib, "object_store_mib": peak.object_store_mib})
-    return rows
+            row = {"stage": name, "wall_s": wall_s, "own_mib": peak.own_mib, "object_store_mib": peak.object_store_mib}
+            yield row | {"requests": requests_since(before, s3.counts())} if s3 else row
+
+
+def requests_since(before: Counter[str], after: Counter[str]) -> dict[str, int]:
+    """By verb; `opens` and `files` are of the rows' own files, `other_opens` and `other_files` of the other Parquet files."""
+    counts = {name: after[name] - before[name] for name in after}
+    found = {verb: counts.get(verb, 0) for verb in ("GET", "HEAD", "LIST", "PUT", "DELETE")}
+    for prefix, kind in (("", "data"), ("other_", "checkpoint")):
+        found[f"{prefix}opens"] = counts.get(f"GET {kind}", 0) + counts.get(f"HEAD {kind}", 0)
+        found[f"{prefix}files"] = counts.get(f"written {kind}", 0)
+    return found
 
 
 class PeakMemory(threading.Thread):
@@ -214,35 +242,62 @@ class PeakMemory(threading.Thread):
         self.join()
 
 
+class RootKind(StrEnum):
+    LOCAL = "local"
+    S3 = "s3"
+
+
+@contextmanager
+def root_of(kind: RootKind, delay_ms: float) -> Iterator[tuple[str, SlowS3 | None]]:
+    """An empty ROOT, and the S3 where it is one."""
+    if kind is RootKind.S3:
+        with running(delay_ms) as s3:
+            yield s3.root, s3
+    else:
+        with tempfile.TemporaryDirectory(prefix="firewall-ray-bench-") as folder:
+            yield folder, None
+
+
 @app.command()
 def rows(
     sizes: Annotated[list[int] | None, typer.Option("--size", min=1_000, help="Queries; repeatable.")] = None,
+    root_kind: Annotated[RootKind, typer.Option(help="Where the rows lie.")] = RootKind.S3,
+    delay_ms: Annotated[float, typer.Option(min=0, help="What each request to the S3 takes.")] = 50,
     plot: Annotated[str | None, typer.Option(help="PNG file to draw.")] = None,
     worker: Annotated[str | None, typer.Option("--run", hidden=True)] = None,
+    port: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """The driver's time and memory as the rows grow, with an engine of fixed speed."""
+    """The driver's time, memory and requests as the rows grow, with an engine of fixed speed."""
     if worker is not None:
-        print(json.dumps(run_stages(worker)))
+        for row in run_stages(worker, SlowS3(port) if port else None):
+            print(json.dumps(row), flush=True)
         return
-    results = []
-    print(f"{'rows':>10} {'stage':>8} {'wall s':>8} {'engine s':>9} {'driver MiB':>11} {'store MiB':>10}")
+    results: list[dict[str, Any]] = []
+    columns = ("opens", "files", "other_opens", "other_files", "GET", "HEAD", "LIST", "PUT", "DELETE")
+    heads = "".join(f" {name:>11}" for name in columns)
+    print(f"{'rows':>10} {'stage':>7} {'wall s':>8} {'engine s':>9} {'driver MiB':>11} {'store MiB':>10}{heads}", flush=True)
     for size in sizes or [10_000, 100_000, 1_000_000]:
-        with tempfile.TemporaryDirectory(prefix="firewall-ray-bench-") as root:
+        with root_of(root_kind, delay_ms) as (root, s3):
             generate(ArtifactStore(root), size)
-            command = [sys.executable, __file__, "rows", "--run", root]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        for row in json.loads(done.stdout.splitlines()[-1]):
-            row |= {"rows": size, "engine_s": size / StandInEngine.rows_per_s if row["stage"] == "sample" else None}
-            results.append(row)
-            engine = f"{row['engine_s']:,.1f}" if row["engine_s"] else ""
-            print(
-                f"{size:>10,} {row['stage']:>8} {row['wall_s']:>8.1f} {engine:>9} {row['own_mib']:>11.0f} "
-                f"{row['object_store_mib']:>10.0f}",
-                flush=True,
-            )
+            command = [sys.executable, __file__, "rows", "--run", root, *(["--port", str(s3.port)] if s3 else [])]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                for line in process.stdout or ():
+                    row = json.loads(line)
+                    row |= {"rows": size, "engine_s": size / StandInEngine.rows_per_s if row["stage"] == "sample" else None}
+                    results.append(row)
+                    engine = f"{row['engine_s']:,.1f}" if row["engine_s"] else ""
+                    requests = "".join(f" {row['requests'][name]:>11,}" for name in columns) if s3 else ""
+                    print(
+                        f"{size:>10,} {row['stage']:>7} {row['wall_s']:>8.1f} {engine:>9} {row['own_mib']:>11.0f} "
+                        f"{row['object_store_mib']:>10.0f}{requests}",
+                        flush=True,
+                    )
+            if process.returncode:
+                raise SystemExit(process.returncode)
     if plot is not None:
         Path(plot).write_bytes(png(draw(results)))
-    print(json.dumps({"benchmark": "scaling_rows", "rows": results, "versions": versions()}))
+    settings = {"root_kind": root_kind.value, "delay_ms": delay_ms if root_kind is RootKind.S3 else 0.0}
+    print(json.dumps({"benchmark": "scaling_rows", **settings, "rows": results, "versions": versions()}))
 
 
 def draw(results: list[dict[str, Any]]) -> Figure:
