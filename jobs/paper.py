@@ -4,12 +4,14 @@ from typing import Annotated
 
 import typer
 
+from firewall_ray.cluster.needs import check_cluster
 from firewall_ray.job import ConfigOption, LimitOption, RootOption, SetOption, console, job
 from firewall_ray.leases import WHOLE_ROOT
 from firewall_ray.paper.artifact import load_claims, run_paper
 from firewall_ray.paper.plan import make_plan
 from firewall_ray.paper.show import print_claims, print_plan
 from firewall_ray.paper.stages import STAGES, prepare_queries
+from firewall_ray.paper.variants import other_models
 from firewall_ray.queries import run_prepare_queries
 
 PlanOption = Annotated[
@@ -43,6 +45,8 @@ def main(
             print_plan(made, console)
             context.results.append(made.summary())
             return
+        if not tables_only:
+            check_cluster(context.config, context.store, others=other_models(context.config))
         for number, stage in enumerate(() if tables_only else STAGES, start=1):
             console.rule(f"[bold]{number}/{len(STAGES)} {stage.__name__}", align="left")
             is_first = stage is prepare_queries  # --limit applies to the queries, and so to all stages

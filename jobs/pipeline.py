@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.cluster.needs import check_cluster
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.evaluation.report import load_report, run_report
@@ -47,6 +48,7 @@ def main(
     """
     with job("pipeline", config, root, set_, needs_ray=True) as context:
         redo = _stages_to_redo(first, force)
+        check_cluster(context.config, context.store, redo=redo)
         for number, (name, stage) in enumerate(STAGES.items(), start=1):
             console.rule(f"[bold]{number}/{len(STAGES)} {name}", align="left")
             for result in _run(stage, context.config, context.store, limit if number == 1 else None, name in redo):

@@ -11,14 +11,13 @@ import ray
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from firewall_ray.cluster.room import accelerator
 from firewall_ray.config import ModelConfig, VllmModelConfig
 
 
 def engine_bundles(model: VllmModelConfig) -> list[dict[str, float]]:
     """One bundle a GPU: tensor_parallel_size * pipeline_parallel_size of them, the first with the actor's own CPUs too."""
-    bundle: dict[str, float] = {"GPU": 1.0, "CPU": 1.0, **model.node_resources}
-    if model.accelerator_type is not None:
-        bundle[f"accelerator_type:{model.accelerator_type}"] = 0.001
+    bundle: dict[str, float] = {"GPU": 1.0, "CPU": 1.0, **model.node_resources, **accelerator(model.accelerator_type)}
     num_gpus = model.tensor_parallel_size * model.pipeline_parallel_size
     bundles = [dict(bundle) for _ in range(num_gpus)]
     bundles[0]["CPU"] += model.num_cpus

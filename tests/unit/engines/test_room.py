@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import ray
 
+from firewall_ray.cluster.room import fits
 from firewall_ray.config import OpenAIModelConfig, VllmModelConfig
-from firewall_ray.engines.room import check_room, engine_parts, fits
+from firewall_ray.engines.room import check_room, engine_parts
 from firewall_ray.errors import ConfigError
 
 SMALL, LARGE = {"CPU": 32.0, "GPU": 4.0}, {"CPU": 96.0, "GPU": 8.0}
@@ -70,12 +71,12 @@ def test_the_refusal_says_what_is_asked_what_is_there_and_what_to_change(cluster
         "models.strong: an engine takes 1 x (8 GPU, 9 CPU), each on one node, and the cluster's nodes are 2 x (4 GPU, 32 CPU)."
     )
     assert "start nodes" in way_out
-    assert "models.strong: num_cpus, node_resource, tensor_parallel_size" in way_out
+    assert "models.strong.num_cpus, models.strong.node_resource, models.strong.tensor_parallel_size" in way_out
 
 
 def test_a_machine_without_a_gpu_is_told_of_the_device(cluster: list[dict[str, Any]]) -> None:
     cluster.append(node({"CPU": 8.0}))
-    with pytest.raises(ConfigError, match=r"the cluster's nodes are 1 x \(0 GPU, 8 CPU\)\..*device\)"):
+    with pytest.raises(ConfigError, match=r"the cluster's nodes are 1 x \(0 GPU, 8 CPU\)\..*models.weak.device\)"):
         check_room("weak", model())
     check_room("weak", model(device="cpu"))
 
