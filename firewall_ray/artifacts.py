@@ -158,6 +158,11 @@ class Dataset:
             raise ArtifactMissing(f"{self.kind}: {self.path} has no {MANIFEST}. Run: {self.made_by} --config FILE")
         return self.read_json(MANIFEST)
 
+    def settings(self) -> Mapping[str, Any] | None:
+        """What it was begun with; None where nothing of ours is there."""
+        state = self.state()
+        return None if state in ("missing", "foreign") else self.read_json(MANIFEST if state == "finished" else STARTED)["settings"]
+
     def identity(self) -> str:
         """What a downstream fingerprint includes, so that it changes when this dataset does.
 
@@ -206,13 +211,13 @@ class Dataset:
                 f"{self.kind}: {self.path} holds files that another program wrote. They are used as they are by the jobs "
                 f"downstream; to replace them use --force, to keep them use another --root."
             )
-        recorded = self.read_json(MANIFEST if state == "finished" else STARTED)
+        recorded = self.settings() or {}
         plain = json.loads(json.dumps(settings, default=str))
-        if reusable(recorded["settings"], plain):
+        if reusable(recorded, plain):
             return "skip" if state == "finished" else "resume"
         if costly:
             raise ArtifactError(
-                f"{self.kind}: {self.path} was made with other settings ({_difference(recorded['settings'], plain)}). "
+                f"{self.kind}: {self.path} was made with other settings ({_difference(recorded, plain)}). "
                 f"To make it again use --force, to keep it use another --root."
             )
         return "run"

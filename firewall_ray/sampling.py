@@ -8,7 +8,7 @@ a later job with more queries samples only the new ones.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +23,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import ModelConfig, RunConfig, VllmModelConfig, model_path
+from firewall_ray.engines.identity import merged, same_samples, sample_settings
 from firewall_ray.engines.openai_engine import OpenAISampler, api_key
 from firewall_ray.engines.placement import engine_resources, release_placement_groups
 from firewall_ray.engines.prompt_length import check_prompt_lengths
@@ -102,9 +103,8 @@ class SamplingJob:
         self.queries = queries
         self.spec = spec
         self.samples = store.samples(key)
-        # What decides a sample's content, and nothing else: not which queries there are, nor how many engines ran.
-        self.settings: dict[str, Any] = {"model": _model_identity(self.model), "sampling": _spec_settings(spec)}
-        self.action = self.samples.plan(self.settings, force=force, costly=True, reusable=_same_samples)
+        self.settings = sample_settings(self.model, spec)
+        self.action = self.samples.plan(self.settings, force=force, costly=True, reusable=same_samples(key, self.samples.path))
         if self.action == "skip" and self.num_missing():
             self.action = "resume"
 
@@ -118,7 +118,7 @@ class SamplingJob:
 
     def run(self, progress: Any) -> None:
         resuming = self.action == "resume"
-        self.samples.begin(self.settings, keep_files=resuming)
+        self.samples.begin(merged(self.samples.settings() if resuming else None, self.settings), keep_files=resuming)
         wanted = self._write_wanted()
         logger.info("sample: %s of %s with %s", f"{len(self.queries):,} queries", self.key, _engine_words(self.model))
         dataset = ray.data.read_parquet(wanted, filesystem=self.samples.filesystem)
@@ -239,38 +239,6 @@ class SamplingJob:
                 f"Its log is in the Ray dashboard. Ray says: {cause}"
             )
         return EngineDied(f"Sampling {self.key!r} failed; what was sampled is kept, run the same command again to go on. {error}")
-
-
-def _spec_settings(spec: SamplingSpec) -> dict[str, Any]:
-    return {
-        "num_samples": spec.num_samples,
-        "temperature": spec.temperature,
-        "top_p": spec.top_p,
-        "seed": spec.seed,
-        "stop": {task: list(stop) for task, stop in spec.stop.items()},
-        "max_tokens": dict(spec.max_tokens),
-    }
-
-
-def _model_identity(model: ModelConfig) -> Mapping[str, Any]:
-    """The fields that change what a model says; how many GPUs it runs on does not."""
-    if isinstance(model, VllmModelConfig):
-        return {"path": model.path, "dtype": model.dtype, "engine_kwargs": model.engine_kwargs}
-    return {"base_url": model.base_url, "model": model.model, "api": model.api}
-
-
-def _same_samples(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether rows made with `recorded` are what `wanted` would make: a run may gain or lose tasks, not change one."""
-
-    def without_tasks(settings: Mapping[str, Any]) -> dict[str, Any]:
-        sampling = {key: value for key, value in settings["sampling"].items() if key not in ("stop", "max_tokens")}
-        return {**settings, "sampling": sampling}
-
-    def agree(key: str) -> bool:
-        there, here = recorded["sampling"][key], wanted["sampling"][key]
-        return all(there[task] == here[task] for task in there.keys() & here.keys())
-
-    return without_tasks(recorded) == without_tasks(wanted) and agree("stop") and agree("max_tokens")
 
 
 def _engine_words(model: ModelConfig) -> str:
