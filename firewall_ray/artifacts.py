@@ -263,6 +263,12 @@ class Dataset:
             self.write_json(MANIFEST, manifest)
         return manifest
 
+    def delete(self) -> None:
+        """The folder with all that is in it, where there is one."""
+        with storage_errors(f"delete {self.path}"):
+            if self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+
     @contextmanager
     def writer(self, name: str = "part-00000.parquet") -> Iterator[pq.ParquetWriter]:
         """A streaming Parquet writer for one file of this dataset, between `begin` and `finish`."""

@@ -137,12 +137,13 @@ def _texts(table: pa.Table, name: str, queries: str) -> list[str]:
 
 def _scores(prompts: list[str], store: ArtifactStore, router: str, scoring: ScoringConfig) -> np.ndarray:
     """float32, (num_prompts,), in the order of `prompts` whatever order the actors finish in."""
-    table = pa.table({"row": pa.array(range(len(prompts)), pa.int64()), "prompt": pa.array(prompts, pa.string())})
+    rows = pa.array(range(len(prompts)), pa.int64())
+    table = pa.table({"query_id": rows.cast(pa.string()), "prompt": pa.array(prompts, pa.string())})
     step = PASSES_PER_CALL * scoring.batch_size
     blocks = [table.slice(start, step) for start in range(0, len(table), step)]
     p_weak = np.full(len(prompts), np.nan, dtype=np.float32)
-    for batch in scored_batches(ray.data.from_arrow(blocks), store, [router], scoring):
-        p_weak[batch["row"].to_numpy()] = batch[router].to_numpy()
+    for batch in scored_batches(ray.data.from_arrow(blocks), len(prompts), store, [router], scoring):
+        p_weak[batch["query_id"].cast(pa.int64()).to_numpy()] = batch[router].to_numpy()
     return p_weak
 
 

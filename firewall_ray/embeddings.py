@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from firewall_ray.actor_stage import run_actor_stage
 from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.baselines_config import EmbeddingConfig
+from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps, torch_pool
 from firewall_ray.config import RunConfig, VllmModelConfig, model_path
 from firewall_ray.embedders import api_key, make_embedder, sentence_embedder
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
 from firewall_ray.job import StageResult
 from firewall_ray.schemas import EMBEDDINGS
+from firewall_ray.spill import LocalRows
 
 
 def embedding_name(config: RunConfig) -> str:
@@ -57,7 +58,17 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
     secret = api_key(embedding.openai) if embedding.openai else None
     _check_loads(path, embedding)
     output.begin(settings, keep_files=action == "resume")
-    run_actor_stage("embed", output, prompts.select(["query_id", "prompt"]), EmbeddingActor, (path, embedding, secret), embedding)
+    rows = prompts.select(["query_id", "prompt"])
+    embed = ActorMap(
+        key="embed",
+        output=output,
+        rows=LocalRows(rows.to_batches(), rows.schema),
+        actor=EmbeddingActor,
+        arguments={"path": path, "embedding": embedding, "secret": secret},
+        pool=torch_pool("baselines.embedding", embedding),
+        name="embedding",
+    )
+    run_actor_maps("embed", [embed], {"embed": len(rows) - embed.num_missing()})
     counts = {"queries": len(prompts)}
     output.finish(config.model_dump(mode="json"), counts)
     return {**result, "action": action, **counts}

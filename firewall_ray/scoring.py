@@ -1,34 +1,42 @@
 """Prompts to scores: every trained router over every query, in one pass.
 
 Rows in: labels/ where it exists, else queries/ (query_id and prompt, all splits). Rows out: scores/<router>/. Runs in the
-driver; `ScoringActor` runs on a Ray Data actor pool (`config.scoring`), each actor holding all the routers.
+driver; `ScoringActor` runs on an actor pool (`config.scoring`), each actor holding all the routers.
+
+The pass writes one dataset with a column a router, `scores/_pass`, which is what a killed job goes on with; at the end each column
+becomes a dataset of its own.
 """
 
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 
 from firewall_ray.artifacts import ArtifactStore, Dataset
+from firewall_ray.cluster.actor_map import ActorMap, Pool, mapped, run_actor_maps, torch_pool
 from firewall_ray.config import RunConfig, ScoringConfig
+from firewall_ray.job import StageResult
+from firewall_ray.progress import watch
+from firewall_ray.query_ids import check_unique, in_buckets
 from firewall_ray.router.card import RouterCard, load_card
 from firewall_ray.router.predict import RouterPredictor, local_copy
+from firewall_ray.spill import READ_ROWS, LocalRows
 
 # Prompts handed to an actor at once, in forward passes. They are sorted by length inside: the more, the less padding.
 PASSES_PER_CALL = 16
 
 logger = logging.getLogger("firewall_ray")
-StageResult = dict[str, Any]
 
 
 class ScoringActor:
-    """Adds a float32 column a router to a batch with a `prompt` column. Loads the routers once, when the actor starts."""
+    """Rows of (query_id, prompt) to query_id and a float32 column a router. Loads the routers once, when the actor starts."""
 
-    def __init__(self, store: ArtifactStore, routers: Sequence[str], scoring: ScoringConfig) -> None:
+    def __init__(self, store: ArtifactStore, routers: Sequence[str], scoring: ScoringConfig, progress: Any) -> None:
+        self._progress = progress
         self.predictors: dict[str, RouterPredictor] = {}
         with tempfile.TemporaryDirectory() as cache:
             for name in routers:
@@ -42,6 +50,7 @@ class ScoringActor:
         batch = batch.drop_columns("prompt")
         for name, predictor in self.predictors.items():
             batch = batch.append_column(name, pa.array(predictor.predict(prompts), pa.float32()))
+        self._progress.add.remote("score", {"rows": len(batch)})
         return batch
 
 
@@ -67,48 +76,71 @@ def run_scoring(
     if not wanted:
         return {**result, "action": "skip", "num_scored": 0}
 
-    rows = ray.data.read_parquet(source.files(), filesystem=source.filesystem, columns=["query_id", "prompt"], file_extensions=None)
-    rows.context.execution_options.preserve_order = True
-    if limit is not None:
-        rows = rows.limit(limit)
+    rows = _prompts(source, limit)
+    work = _pass(store, wanted)
+    work_settings = {name: settings[name] for name in wanted}
+    resumes = work.plan(work_settings, force=force) == "resume"
     for name in wanted:
         store.scores(name).begin(settings[name])
-    num_rows = _write(scored_batches(rows, store, wanted, config.scoring), {name: store.scores(name) for name in wanted})
+    work.begin(work_settings, keep_files=resumes)
+    scoring = ActorMap(
+        key="score",
+        output=work,
+        rows=rows,
+        actor=ScoringActor,
+        arguments={"store": store, "routers": wanted, "scoring": config.scoring},
+        pool=_pool(config.scoring),
+        name="scoring",
+    )
+    run_actor_maps("score", [scoring], {"score": len(rows) - scoring.num_missing()})
     for name in wanted:
-        store.scores(name).finish(config.model_dump(mode="json"), {"queries": num_rows})
-    return {**result, "action": "run", "num_scored": num_rows}
+        output = store.scores(name)
+        with output.writer() as writer:
+            for batch in work.iter_batches(["query_id", name]):
+                writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=output.schema))
+    for name in wanted:
+        store.scores(name).finish(config.model_dump(mode="json"), {"queries": len(rows)})
+    work.delete()
+    return {**result, "action": "resume" if resumes else "run", "num_scored": len(rows)}
+
+
+def _pass(store: ArtifactStore, routers: Sequence[str]) -> Dataset:
+    columns = [pa.field(name, pa.float32(), nullable=False) for name in routers]
+    schema = pa.schema([pa.field("query_id", pa.string(), nullable=False), *columns])
+    return Dataset("scores", f"{store.base}/scores/_pass", store.filesystem, schema, "python jobs/score.py")
+
+
+def _prompts(source: Dataset, limit: int | None) -> LocalRows:
+    """query_id and prompt of the first `limit` rows. Raises ArtifactError for a query_id that comes twice."""
+    columns = ["query_id", "prompt"]
+    schema = pa.schema([source.schema.field(name) for name in columns])
+    rows = LocalRows(_first(source.iter_batches(columns, READ_ROWS), limit), schema)
+    for (ids,) in in_buckets(len(rows), rows.column("query_id")):
+        check_unique(ids, f"{source.kind}: {source.path}")
+    return rows
+
+
+def _first(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        if limit is not None:
+            batch = batch.slice(0, limit)
+            limit -= batch.num_rows
+        yield batch
+        if limit == 0:
+            return
+
+
+def _pool(scoring: ScoringConfig) -> Pool:
+    return torch_pool("scoring", scoring, PASSES_PER_CALL * scoring.batch_size)
 
 
 def scored_batches(
-    rows: ray.data.Dataset, store: ArtifactStore, routers: Sequence[str], scoring: ScoringConfig
+    rows: ray.data.Dataset, num_rows: int, store: ArtifactStore, routers: Sequence[str], scoring: ScoringConfig
 ) -> Iterator[pa.Table]:
-    """Stream `rows` through the actor pool: their columns, without `prompt`, and a float32 column a router."""
-    # A small data set comes as one block, which would occupy one actor while the others wait.
-    rows = rows.repartition(target_num_rows_per_block=PASSES_PER_CALL * scoring.batch_size)
-    scored = rows.map_batches(
-        ScoringActor,
-        fn_constructor_args=(store, list(routers), scoring),
-        batch_size=PASSES_PER_CALL * scoring.batch_size,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(min_size=scoring.replicas.min, max_size=scoring.replicas.max),
-        num_cpus=scoring.num_cpus,
-        num_gpus=1 if scoring.device == "gpu" else 0,
-    )
-    yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-def _write(batches: Iterator[pa.Table], outputs: dict[str, Dataset]) -> int:
-    num_rows = 0
-    with ExitStack() as stack:
-        writers = {name: stack.enter_context(dataset.writer()) for name, dataset in outputs.items()}
-        for batch in batches:
-            for name, writer in writers.items():
-                columns = [batch["query_id"].cast(pa.string()), batch[name]]
-                writer.write_table(pa.Table.from_arrays(columns, schema=outputs[name].schema))
-            num_rows += len(batch)
-            logger.info("score: %d queries done", num_rows)
-    return num_rows
+    """`rows` (query_id, prompt) through the actor pool, into no dataset: their columns, without `prompt`, and one a router."""
+    with watch("score", {"score": num_rows}) as progress:
+        arguments = {"store": store, "routers": list(routers), "scoring": scoring, "progress": progress}
+        yield from mapped(rows, ScoringActor, arguments, _pool(scoring), threading.Event())
 
 
 def card_of(store: ArtifactStore, router: str) -> RouterCard:

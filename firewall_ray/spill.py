@@ -68,6 +68,9 @@ class LocalRows:
     def __len__(self) -> int:
         return self._num_rows
 
+    def schema_of(self, columns: list[str] | None) -> pa.Schema:
+        return self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """In order, with `columns` or all of them. Threads may read at the same time."""
         reader = pa.ipc.open_file(self._file)

@@ -16,16 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from firewall_ray.actor_stage import run_actor_stage
 from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.baselines.bart_score import BartScorer, load_bart_tokenizer, train_small_bart
 from firewall_ray.baselines.hybrid_llm import best_threshold, deterministic_label, probability_within, quality_gaps
 from firewall_ray.baselines_config import BartScoreConfig
+from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps, torch_pool
 from firewall_ray.config import RunConfig, model_path
 from firewall_ray.errors import ArtifactError, ConfigError
 from firewall_ray.job import StageResult
 from firewall_ray.router.predict import local_copy
 from firewall_ray.schemas import HYBRID_LABELS, QUALITIES
+from firewall_ray.spill import LocalRows
 
 SAMPLE_COLUMNS = ["query_id", "texts", "greedy_text"]
 LABEL_COLUMNS = ["query_id", "task", "split", "prompt", "pass_rate_weak", "pass_rate_strong"]
@@ -111,7 +112,16 @@ def _run_qualities(config: RunConfig, store: ArtifactStore, key: str, rows: pa.T
     if isinstance(source, str):
         load_bart_tokenizer(source)  # before actors start: an error in an actor's start reads as that actor's death
     output.begin(wanted, keep_files=action == "resume")
-    run_actor_stage("qualities", output, rows, QualityActor, (source, settings), settings)
+    qualities = ActorMap(
+        key="qualities",
+        output=output,
+        rows=LocalRows(rows.to_batches(), rows.schema),
+        actor=QualityActor,
+        arguments={"source": source, "settings": settings},
+        pool=torch_pool("baselines.bart_score", settings),
+        name=f"the BARTScore of {key}",
+    )
+    run_actor_maps("qualities", [qualities], {"qualities": len(rows) - qualities.num_missing()})
     counts = {"queries": len(rows)}
     output.finish(config.model_dump(mode="json"), counts)
     return {**result, "action": action, **counts}

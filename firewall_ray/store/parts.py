@@ -32,6 +32,7 @@ from pyarrow import fs as pafs
 from firewall_ray.artifacts import Dataset, storage_errors
 from firewall_ray.errors import ArtifactError
 from firewall_ray.query_ids import check_unique, in_buckets, without
+from firewall_ray.spill import LocalRows, Spill, num_buckets, spill_folder
 
 PARTS = "_parts"
 PLAN = "_compaction.json"
@@ -131,6 +132,21 @@ def missing_ids(dataset: Dataset, num_rows: int, wanted: Iterable[pa.Array], *, 
     done = (_ids(dataset, only_fine=retry), _ids(parts_of(dataset)))
     for wanted_ids, finished, in_parts in in_buckets(num_rows, wanted, *done):
         yield without(without(wanted_ids, finished), in_parts)
+
+
+def missing_rows(
+    dataset: Dataset, rows: LocalRows, columns: list[str] | None = None, *, retry: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """Those of `rows` that `missing_ids` finds, with `columns`. In their order where nothing is done yet, else by buckets."""
+    if not dataset.files() and not parts_of(dataset).files():
+        yield from rows.batches(columns)
+        return
+    with spill_folder() as folder:
+        # As many buckets as `missing_ids` makes of as many rows, and by the same hash: number i of both hold the same ids.
+        spill = Spill(rows.batches(columns), rows.schema_of(columns), num_buckets(len(rows)), folder / "rows")
+        for number, missing in enumerate(missing_ids(dataset, len(rows), rows.column("query_id"), retry=retry)):
+            bucket = spill.bucket(number)
+            yield from bucket.filter(pc.is_in(bucket["query_id"], missing.combine_chunks())).to_batches()
 
 
 def check_whole(dataset: Dataset, num_rows: int, wanted: Iterable[pa.Array]) -> None:

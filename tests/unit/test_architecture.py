@@ -138,5 +138,5 @@ def test_nothing_happens_at_import(path: Path) -> None:
 @pytest.mark.parametrize("path", modules("firewall_ray", "serve_app", "jobs"), ids=relative)
 def test_a_file_holds_one_idea_and_so_stays_short(path: Path) -> None:
     lines = path.read_text().splitlines()
-    assert len(lines) <= (420 if module_name(path) in LONGER else MAX_LINES)
+    assert len(lines) <= (460 if module_name(path) in LONGER else MAX_LINES)
     assert not lines or lines[0].startswith('"""'), "the first line says what the file is for"
