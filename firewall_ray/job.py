@@ -28,6 +28,9 @@ RootOption = Annotated[str | None, typer.Option("--root", help="Artifact folder 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one value: key.path=value. Repeatable.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N queries, for a quick try.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do it again although it is finished. Deletes what is there.")]
+RetryErrorsOption = Annotated[
+    bool, typer.Option("--retry-errors", help="Make the rows that have an error again, and no others; also of a finished dataset.")
+]
 
 # Two engines and the small actors of two Ray Data pipelines each reserve a CPU; on fewer a job would wait for ever.
 MIN_LOCAL_CPUS = 8

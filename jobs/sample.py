@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job
 from firewall_ray.sampling import run_sampling
 
 
@@ -14,6 +14,7 @@ def main(
     set_: SetOption = None,
     limit: LimitOption = None,
     force: ForceOption = False,
+    retry_errors: RetryErrorsOption = False,
     model: Annotated[list[str] | None, typer.Option("--model", help="Key in `models`; repeatable. The pair by default.")] = None,
 ) -> None:
     """Sample every query n times, and once greedily: queries/ -> samples/<model>/.
@@ -22,7 +23,8 @@ def main(
     """
     writes = [f"samples/{key}" for key in model or ()] or ["samples"]
     with job("sample", config, root, set_, needs_ray=True, reads=["queries"], writes=writes) as context:
-        for result in run_sampling(context.config, context.store, models=model, limit=limit, force=force):
+        results = run_sampling(context.config, context.store, models=model, limit=limit, force=force, retry_errors=retry_errors)
+        for result in results:
             context.report(result)
 
 

@@ -43,6 +43,7 @@ from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_
 
 WANTED = "_wanted"  # the rows of this run, as the pipeline's input
 ROWS_PER_WANTED_FILE = 262_144
+TORCH_BATCH_ROWS = 256  # several forward passes: sorted by length inside, the more rows the less of them is padding
 POLL_S = 0.2
 STOPS_WITHIN_S = 10.0  # after that the driver goes on without a thread that hangs in Ray
 
@@ -72,12 +73,12 @@ class Pool:
         return self.max_size * (1 + self.max_restarts)
 
 
-def torch_pool(actors: ActorsConfig, batch_rows: int = 256) -> Pool:
-    """Of actors that hold a torch model each. batch_rows: prompts handed over at once, sorted by length inside."""
+def torch_pool(actors: ActorsConfig, batch_rows: int | None = None) -> Pool:
+    """Of actors that hold a torch model each. batch_rows: handed over at once, TORCH_BATCH_ROWS when None."""
     return Pool(
         min_size=actors.replicas.min,
         max_size=actors.replicas.max,
-        batch_rows=batch_rows,
+        batch_rows=batch_rows or TORCH_BATCH_ROWS,
         options={"num_cpus": actors.num_cpus, "num_gpus": 1 if actors.device == "gpu" else 0},
         need=actors_need(section, actors),
     )

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from ray_nodes import Actor, Node, RayNodes, ray_nodes, wait_for
 
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import load_config
 from firewall_ray.queries import run_prepare_queries
+from firewall_ray.store.parts import parts_of
 
 pytestmark = pytest.mark.slow
 
@@ -50,8 +50,7 @@ def prepared(folder: Path) -> tuple[Path, ArtifactStore]:
 
 
 def num_done(store: ArtifactStore, model: str) -> int:
-    files = [path for path in Path(store.samples(model).path, "_checkpoint").glob("*.parquet") if "pending" not in path.name]
-    return sum(pq.ParquetFile(path).metadata.num_rows for path in files)
+    return parts_of(store.samples(model)).num_rows()
 
 
 def alive(nodes: RayNodes) -> list[Actor]:

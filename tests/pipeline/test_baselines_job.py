@@ -12,8 +12,7 @@ import ray
 from handmade import query, sample, write
 from tiny_labels import tiny_labels, write_labels
 
-import firewall_ray.actor_stage
-from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.baselines.run import describe, run_baselines
 from firewall_ray.config import RunConfig
 from firewall_ray.embedders import HiddenStates
@@ -22,6 +21,7 @@ from firewall_ray.errors import ArtifactError, SystemFailure
 from firewall_ray.evaluation.inputs import read_labels, read_scores
 from firewall_ray.router.card import load_card
 from firewall_ray.schemas import HYBRID_LABELS, QUALITIES, SCORES
+from firewall_ray.store.parts import parts_of
 
 pytestmark = pytest.mark.slow
 
@@ -126,21 +126,24 @@ def test_hybrid_labels_follow_from_the_qualities_and_routers_from_the_labels(mad
 
 def test_a_failed_actor_pool_goes_on_where_it_stopped(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, config = prepared(tmp_path), RunConfig.model_validate(settings(tmp_path, ["knn"]))
-    monkeypatch.setattr(firewall_ray.actor_stage, "ROWS_PER_CALL", 40)
+    monkeypatch.setattr("firewall_ray.cluster.actor_map.TORCH_BATCH_ROWS", 40)
     with monkeypatch.context() as broken:
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
         FailsAfterTheFirstFile.folder = store.embeddings("hidden_states_weak").path
         broken.setattr("firewall_ray.embeddings.EmbeddingActor", FailsAfterTheFirstFile)
-        with pytest.raises(SystemFailure, match="what is done is kept"):
+        with pytest.raises(SystemFailure, match="What is done is kept"):
             run_baselines(config, store)
     output = store.embeddings("hidden_states_weak")
     assert output.state() == "unfinished"
-    done = set(output.files())
-    assert done
-    results = run_baselines(config, store)
+    done = vectors(parts_of(output))
+    assert 0 < len(done) < 190
+    with monkeypatch.context() as counting:
+        counting.setattr("firewall_ray.embeddings.EmbeddingActor", EmbedsElsewhere)
+        results = run_baselines(config, store)
     assert [result["action"] for result in results] == ["resume", "run"]
-    assert done < set(output.files())  # kept, not made again
-    assert output.num_rows() == 190
+    found = vectors(output)
+    assert len(found) == 190
+    assert {key for key, vector in found.items() if vector[0] != 7.0} == done.keys()  # kept, not made again
 
 
 def test_a_limit_keeps_so_many_rows_of_each_split(tmp_path: Path) -> None:
@@ -170,9 +173,21 @@ class FailsAfterTheFirstFile(EmbeddingActor):
     def __call__(self, batch: pa.Table) -> pa.Table:
         deadline = time.monotonic() + 300
         while getattr(self, "is_used", False) and time.monotonic() < deadline:
-            if list(Path(self.folder).glob("*.parquet")) and list(Path(self.folder, "_checkpoint").rglob("*.parquet")):
-                time.sleep(2)  # for the checkpoint to be committed after its rows
+            if list(Path(self.folder, "_parts").glob("part-*.parquet")):
                 raise RuntimeError("broken on purpose")
             time.sleep(0.1)
         self.is_used = True
         return super().__call__(batch)
+
+
+class EmbedsElsewhere(EmbeddingActor):
+    """Vectors that can be told from the others'."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        table = super().__call__(batch)
+        vectors = [[7.0, *vector[1:]] for vector in table["embedding"].to_pylist()]
+        return table.set_column(1, table.schema.field(1), pa.array(vectors, pa.list_(pa.float32())))
+
+
+def vectors(embeddings: Dataset) -> dict[str, list[float]]:
+    return {row["query_id"]: row["embedding"] for row in embeddings.read().to_pylist()}

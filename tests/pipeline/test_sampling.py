@@ -25,6 +25,7 @@ from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError, EngineDied, ModelError, TaskError
 from firewall_ray.queries import run_prepare_queries
 from firewall_ray.sampling import run_sampling
+from firewall_ray.store.parts import parts_of
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +111,7 @@ def test_more_queries_sample_only_the_new_ones_and_the_same_ones_none(ray_cluste
     config, store = prepared(tmp_path, 90, batch_size=16)
     (first,) = run_sampling(config, store, models=["weak"], limit=40)
     before = {path: Path(path).read_bytes() for path in store.samples("weak").files()}
+    assert len(before) == 1
     (second,) = run_sampling(config, store, models=["weak"])
     assert (first["num_rows"], second["num_rows"], second["action"]) == (40, 90, "resume")
     assert all(Path(path).read_bytes() == content for path, content in before.items())
@@ -123,7 +125,7 @@ def test_more_queries_sample_only_the_new_ones_and_the_same_ones_none(ray_cluste
 
 def test_a_killed_engine_is_restarted_and_its_rows_are_sampled_again(ray_cluster: None, tmp_path: Path) -> None:
     config, store = prepared(tmp_path, 400, batch_size=16, num_batches_in_flight=2)
-    killer = threading.Thread(target=lambda: [process.kill() for process in wait_for(lambda: engines_at_work(store, 2))])
+    killer = threading.Thread(target=lambda: [process.kill() for process in wait_for(lambda: engines_at_work(store, 32))])
     killer.start()
     (result,) = run_sampling(config, store, models=["weak"])
     killer.join()
@@ -149,22 +151,48 @@ def test_a_killed_driver_leaves_work_that_the_next_run_completes(tmp_path: Path)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    wait_for(lambda: 64 <= num_checkpointed(store) < 500, give_up=lambda: driver.poll() is not None)
+    wait_for(lambda: 64 <= len(done_so_far(store)) < 500, give_up=lambda: driver.poll() is not None)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     time.sleep(5)  # the local Ray notices that its driver is gone
-    committed = num_checkpointed(store)
-    assert 0 < committed < 600
+    before = done_so_far(store)
+    assert 0 < len(before) < 600
     assert store.samples("weak").state() == "unfinished"
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/samples/weak/_checkpoint").glob("*0.parquet")}
+
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    wait_for(lambda: len(done_so_far(store)) > len(before), give_up=lambda: driver.poll() is not None)
+    told_at = time.monotonic()
+    driver.terminate()
+    assert driver.wait(60) == 128 + signal.SIGTERM
+    assert time.monotonic() - told_at < 15  # Ray's own shutdown takes some of them; batches in flight would take a minute
+    before = done_so_far(store)
 
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
     (stage,) = json.loads(finished.stdout.splitlines()[-1])["stages"]
     assert (stage["action"], stage["num_rows"], stage["num_errors"]) == ("resume", 600, 0)
-    ids = store.samples("weak").read(["query_id"])["query_id"].to_pylist()
-    assert len(ids) == len(set(ids)) == 600
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/samples/weak/_checkpoint").glob("*0.parquet")}
+    rows = store.samples("weak").read().to_pylist()
+    assert len(rows) == len({row["query_id"] for row in rows}) == 600
+    after = {row["query_id"]: row["texts"] for row in rows}
     assert before.items() <= after.items()  # what was done was not done again
+    assert len(store.samples("weak").files()) == 1
+
+
+def test_retry_errors_samples_the_failed_rows_again_and_pays_for_no_other(ray_cluster: None, tmp_path: Path) -> None:
+    config, store = prepared(tmp_path, 12)
+    run_sampling(config, store, models=["weak"])
+    samples = store.samples("weak")
+    (path,) = samples.files()
+    rows = samples.read().to_pylist()
+    texts = {row["query_id"]: row["texts"] for row in rows}
+    failed = [dict.fromkeys(rows[3]) | {key: rows[3][key] for key in ("query_id", "task", "model")} | {"error": "HTTP 503"}]
+    pq.write_table(pa.Table.from_pylist(rows[:3] + failed + rows[4:], schema=samples.schema), path)
+    assert run_sampling(config, store, models=["weak"])[0]["action"] == "skip"
+
+    (result,) = run_sampling(config, store, models=["weak"], retry_errors=True)
+    assert (result["action"], result["num_rows"], result["num_errors"]) == ("resume", 12, 0)
+    again = {row["query_id"]: row["texts"] for row in store.samples("weak").read().to_pylist()}
+    assert again.keys() == texts.keys()
+    assert {key for key in texts if again[key] != texts[key]} <= {rows[3]["query_id"]}
 
 
 def test_a_prompt_longer_than_the_context_is_named_before_an_engine_starts(ray_cluster: None, tmp_path: Path) -> None:
@@ -189,15 +217,14 @@ def test_a_missing_model_folder_is_named_before_an_engine_starts(ray_cluster: No
     assert store.samples("weak").state() == store.samples("strong").state() == "missing"
 
 
-def num_checkpointed(store: ArtifactStore) -> int:
-    folder = Path(store.samples("weak").path) / "_checkpoint"
-    files = [path for path in folder.glob("*.parquet") if "pending" not in path.name]
-    return sum(pq.ParquetFile(path).metadata.num_rows for path in files)
+def done_so_far(store: ArtifactStore) -> dict[str, list[str]]:
+    """What lies on the disk while the job runs: texts by query."""
+    return {row["query_id"]: row["texts"] for row in parts_of(store.samples("weak")).read(["query_id", "texts"]).to_pylist()}
 
 
-def engines_at_work(store: ArtifactStore, num_files: int) -> list[psutil.Process]:
+def engines_at_work(store: ArtifactStore, num_rows: int) -> list[psutil.Process]:
     """This process' sampling actors, once they have written something."""
-    if num_checkpointed(store) < num_files * 16:
+    if len(done_so_far(store)) < num_rows:
         return []
     children = psutil.Process().children(recursive=True)
     return [child for child in children if "MapBatches(VllmSampler)" in " ".join(child.cmdline())]
