@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -72,9 +72,17 @@ class Pool:
         """Of all actors together, with no row done between them: the first of each, and `max_restarts` more."""
         return self.max_size * (1 + self.max_restarts)
 
+    def for_rows(self, num_rows: int) -> "Pool":
+        """No more actors than batches: each would load its model to do nothing."""
+        batches = -(-num_rows // self.batch_rows)
+        return replace(self, min_size=min(self.min_size, batches), max_size=min(self.max_size, batches))
 
-def torch_pool(actors: ActorsConfig, batch_rows: int | None = None) -> Pool:
-    """Of actors that hold a torch model each. batch_rows: handed over at once, TORCH_BATCH_ROWS when None."""
+
+def torch_pool(section: str, actors: ActorsConfig, batch_rows: int | None = None) -> Pool:
+    """Of actors that hold a torch model each, as the config's `section` says.
+
+    batch_rows: handed over at once, TORCH_BATCH_ROWS when None.
+    """
     return Pool(
         min_size=actors.replicas.min,
         max_size=actors.replicas.max,
@@ -128,7 +136,7 @@ class ActorMap:
         while num_wanted := self._write_wanted():
             writer = PartsWriter(self.output)
             try:
-                self._pass(writer, progress)
+                self._pass(self.pool.for_rows(num_wanted), writer, progress)
             except (RayError, EngineDied) as e:
                 writer.flush()
                 failures = 0 if writer.num_rows else failures + 1
@@ -154,12 +162,12 @@ class ActorMap:
         if self.when_whole is not None:
             self.when_whole()
 
-    def _pass(self, writer: PartsWriter, progress: Any) -> None:
+    def _pass(self, pool: Pool, writer: PartsWriter, progress: Any) -> None:
         """Each row of `_wanted` once through the pool."""
         files = f"{self.output.path}/{WANTED}"
         rows = ray.data.read_parquet(files, filesystem=self.output.filesystem)
         arguments = {**self.arguments, "progress": progress}
-        with closing(mapped(rows, self.actor, arguments, self.pool, self._stopped, writer, self.error_rows)) as tables:
+        with closing(mapped(rows, self.actor, arguments, pool, self._stopped, writer, self.error_rows)) as tables:
             for table in tables:
                 writer.add(table.cast(self.output.schema))
 
