@@ -19,10 +19,10 @@ from typing import Annotated, Any
 
 import pyarrow.parquet as pq
 import typer
-from transformers import AutoTokenizer
 
 from firewall_ray.artifacts import ArtifactStore, versions
 from firewall_ray.config import RunConfig, VllmModelConfig, load_config
+from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.engines.vllm_engine import engine_args
 from firewall_ray.job import connected
 from firewall_ray.queries import run_prepare_queries
@@ -37,7 +37,7 @@ def job_rate(config: RunConfig, store: ArtifactStore, model: str) -> tuple[float
         run_sampling(config, store, models=[model])
     spec = config.models[model]
     assert isinstance(spec, VllmModelConfig)
-    tokenizer = AutoTokenizer.from_pretrained(spec.path)
+    tokenizer = Checkpoint.of(spec).tokenizer()
     files = sorted((Path(path) for path in store.samples(model).files()), key=lambda path: path.stat().st_mtime)
     first, last = len(files) // 10, len(files) - 1 - len(files) // 10
     elapsed_s = files[last].stat().st_mtime - files[first].stat().st_mtime

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from firewall_ray.baselines_config import EmbeddingConfig, OpenAIEmbeddingConfig
+from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ConfigError, ModelError, SystemFailure
 from firewall_ray.router.data import encode, pad_rows
 
@@ -22,21 +23,22 @@ Embedder = Callable[[Sequence[str]], NDArray[np.float32]]
 RETRYABLE_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
-def make_embedder(path: str, embedding: EmbeddingConfig, secret: str | None = None) -> Embedder:
-    """The one that the config asks for. path: of the model's files. secret: an API's key, never logged."""
+def make_embedder(source: Checkpoint, embedding: EmbeddingConfig, secret: str | None = None) -> Embedder:
+    """The one that the config asks for. source: the model's files. secret: an API's key, never logged."""
     if embedding.openai is not None:
         return OpenAIEmbeddings(embedding.openai, embedding.batch_size, secret)
-    return sentence_embedder(path, embedding) if embedding.sentence_transformer else HiddenStates(path, embedding)
+    return sentence_embedder(source.path, embedding) if embedding.sentence_transformer else HiddenStates(source, embedding)
 
 
 class HiddenStates:
     """A causal LM's last hidden states, averaged over the prompt's tokens; padding does not count."""
 
-    def __init__(self, path: str, embedding: EmbeddingConfig) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+    def __init__(self, source: Checkpoint, embedding: EmbeddingConfig) -> None:
+        self._tokenizer = source.tokenizer()
         self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
         self._device = embedding.torch_device
-        self._model = AutoModel.from_pretrained(path, dtype=torch.float32).to(self._device).eval()
+        model = AutoModel.from_pretrained(source.path, config=source.config(), dtype=torch.float32, **source.model_arguments)
+        self._model = model.to(self._device).eval()
         self._embedding = embedding
 
     @torch.inference_mode()

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
 from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.baselines_config import EmbeddingConfig
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps, torch_pool
 from firewall_ray.config import RunConfig, VllmModelConfig, model_path
 from firewall_ray.embedders import api_key, make_embedder, sentence_embedder
+from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
 from firewall_ray.job import StageResult
 from firewall_ray.schemas import EMBEDDINGS
@@ -43,9 +43,10 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
     """
     embedding = config.baselines.embedding
     output = store.embeddings(embedding_name(config))
-    path = _model_path(config)
+    source = _source(config)
     settings = {
-        "path": path,
+        "path": source.path,
+        **source.said(),
         "source": "openai" if embedding.openai else "sentence_transformer" if embedding.sentence_transformer else "hidden_states",
         "max_length": embedding.max_length,
         "labels": store.labels().identity(),
@@ -56,7 +57,7 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
     if action == "skip":
         return {**result, "action": action, **output.manifest()["counts"]}
     secret = api_key(embedding.openai) if embedding.openai else None
-    _check_loads(path, embedding)
+    _check_loads(source, embedding)
     output.begin(settings, keep_files=action == "resume")
     rows = prompts.select(["query_id", "prompt"])
     embed = ActorMap(
@@ -64,7 +65,7 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
         output=output,
         rows=LocalRows(rows.to_batches(), rows.schema),
         actor=EmbeddingActor,
-        arguments={"path": path, "embedding": embedding, "secret": secret},
+        arguments={"source": source, "embedding": embedding, "secret": secret},
         pool=torch_pool("baselines.embedding", embedding),
         name="embedding",
     )
@@ -115,10 +116,10 @@ def centred(vectors: NDArray[np.float32], is_train: NDArray[np.bool_]) -> NDArra
 class EmbeddingActor:
     """Rows of (query_id, prompt) to rows of `schemas.EMBEDDINGS`. Loads the model once, when the actor starts."""
 
-    def __init__(self, path: str, embedding: EmbeddingConfig, secret: str | None, progress: Any) -> None:
+    def __init__(self, source: Checkpoint, embedding: EmbeddingConfig, secret: str | None, progress: Any) -> None:
         if (threads := embedding.torch_threads) is not None:
             torch.set_num_threads(threads)
-        self._embed = make_embedder(path, embedding, secret)
+        self._embed = make_embedder(source, embedding, secret)
         self._progress = progress
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -131,31 +132,32 @@ class EmbeddingActor:
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
-def _model_path(config: RunConfig) -> str:
+def _source(config: RunConfig) -> Checkpoint:
     if config.baselines.embedding.openai is not None:
-        return config.baselines.embedding.openai.model
+        return Checkpoint.at(config.baselines.embedding.openai.model)
     if config.baselines.embedding.sentence_transformer is not None:
-        return model_path(config.baselines.embedding.sentence_transformer)
+        return Checkpoint.at(model_path(config.baselines.embedding.sentence_transformer))
     weak = config.models[config.pair.weak]
     if not isinstance(weak, VllmModelConfig):
         raise ConfigError(
             f"baselines.embedding: the weak model {config.pair.weak!r} is served elsewhere, so its hidden states cannot be read. "
             "Name a sentence-transformers model in baselines.embedding.sentence_transformer."
         )
-    return model_path(weak.path)
+    return Checkpoint.of(weak)
 
 
-def _check_loads(path: str, embedding: EmbeddingConfig) -> None:
+def _check_loads(source: Checkpoint, embedding: EmbeddingConfig) -> None:
     """In the driver, before actors start: an error in an actor's start reads as that actor's death."""
     if embedding.openai is not None:
         return
     if embedding.sentence_transformer is not None:
-        sentence_embedder(path, embedding.model_copy(update={"device": "cpu"}))
+        sentence_embedder(source.path, embedding.model_copy(update={"device": "cpu"}))
         return
     try:
-        AutoTokenizer.from_pretrained(path)
+        source.tokenizer()
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, JSON and Rust errors here
         raise ModelError(
-            f"baselines.embedding: the weak model's tokenizer cannot be loaded from {path!r}: {str(e).strip().splitlines()[0]} "
+            f"baselines.embedding: the weak model's tokenizer cannot be loaded from {source.tokenizer_path!r}: "
+            f"{str(e).strip().splitlines()[0]} "
             "Give a Hugging Face folder that every node sees, or a hub id that this machine can reach."
         ) from e

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from firewall_ray.config import VllmModelConfig, model_path
+from firewall_ray.config import VllmModelConfig
+from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ModelError, TaskError
 from firewall_ray.spill import LocalRows
@@ -23,9 +24,7 @@ def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, s
     tokenizer = None
     for query in _suspects(queries, context):
         if tokenizer is None:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(model_path(model.path))
+            tokenizer = load_tokenizer(key, model)
         num_tokens = len(tokenizer(query["prompt"])["input_ids"])
         if num_tokens >= context:
             raise TaskError(
@@ -43,14 +42,31 @@ def _suspects(queries: LocalRows, context: int) -> Iterator[dict[str, Any]]:
 
 def context_length(key: str, model: VllmModelConfig) -> int:
     """Tokens of prompt and completion together. Raises ModelError when the model's folder or hub id cannot be read."""
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(model_path(model.path))
+        config = Checkpoint.of(model).config()
     except (OSError, ValueError) as e:
         raise ModelError(
             f"models.{key}.path: no model at {model.path!r}. Give a Hugging Face folder (with config.json) that every node "
-            f"sees, or a hub id that this machine can reach. transformers says: {str(e).splitlines()[0]}"
+            f"sees, or a hub id that this machine can reach{_fields(key, model)}. transformers says: {str(e).splitlines()[0]}"
         ) from e
     trained = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return model.max_model_len or trained or 2**31
+    return model.engine_kwargs.get("max_model_len") or model.max_model_len or trained or 2**31
+
+
+def load_tokenizer(key: str, model: VllmModelConfig) -> Any:
+    """The one that vLLM will use. Raises ModelError where it cannot be loaded."""
+    checkpoint = Checkpoint.of(model)
+    try:
+        return checkpoint.tokenizer()
+    except Exception as e:  # transformers raises OSError, ValueError, KeyError, JSON and Rust errors here
+        raise ModelError(
+            f"models.{key}: no tokenizer can be loaded from {checkpoint.tokenizer_path!r}{_fields(key, model)}. "
+            f"transformers says: {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"
+        ) from e
+
+
+def _fields(key: str, model: VllmModelConfig) -> str:
+    """What the config says of the files beside their path, for a message."""
+    named = ("revision", "code_revision", "tokenizer", "tokenizer_revision", "trust_remote_code")
+    said = [f"{name}: {model.engine_kwargs[name]}" for name in named if name in model.engine_kwargs]
+    return f" (models.{key}.engine_kwargs has {', '.join(said)})" if said else ""

@@ -5,9 +5,8 @@ Checked against the published counts: Llama-3.2-1B has 1,235,814,400 parameters,
 
 from typing import Any
 
-from transformers import AutoConfig
-
-from firewall_ray.config import VllmModelConfig, model_path
+from firewall_ray.config import VllmModelConfig
+from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ConfigError
 from firewall_ray.paper_config import ShapeConfig
 
@@ -22,7 +21,7 @@ def shape_of(key: str, model: VllmModelConfig, given: ShapeConfig | None) -> Sha
     if given is not None:
         return given
     try:
-        config: Any = AutoConfig.from_pretrained(model_path(model.path))
+        config: Any = Checkpoint.of(model).config()
         return ShapeConfig(**{name: getattr(config, name) for name in ShapeConfig.model_fields})
     except Exception as e:  # no such folder, no network, no access, another kind of network
         raise ConfigError(

@@ -17,6 +17,7 @@ from firewall_ray.baselines.run import describe, run_baselines
 from firewall_ray.config import RunConfig
 from firewall_ray.embedders import HiddenStates
 from firewall_ray.embeddings import EmbeddingActor
+from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ArtifactError, SystemFailure
 from firewall_ray.evaluation.inputs import read_labels, read_scores
 from firewall_ray.router.card import load_card
@@ -102,7 +103,7 @@ def test_embeddings_are_the_models_own_and_leave_nothing_else_behind(made: Any) 
     table = dataset.read().sort_by("query_id")
     prompts = store.labels().read(["query_id", "prompt"]).sort_by("query_id")
     assert table["query_id"] == prompts["query_id"]
-    wanted = HiddenStates(WEAK, config.baselines.embedding)(prompts["prompt"].to_pylist())
+    wanted = HiddenStates(Checkpoint.at(WEAK), config.baselines.embedding)(prompts["prompt"].to_pylist())
     np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), wanted, atol=1e-5)
     assert not [path for path in Path(dataset.path).iterdir() if path.name.startswith("_") and path.is_dir()]
 

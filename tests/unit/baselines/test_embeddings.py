@@ -16,6 +16,7 @@ from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.baselines_config import EmbeddingConfig, OpenAIEmbeddingConfig
 from firewall_ray.embedders import HiddenStates, OpenAIEmbeddings, api_key, make_embedder
 from firewall_ray.embeddings import embedding_name, read_embeddings, run_embedding
+from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
 
 WEAK = "quickstart/models/weak"
@@ -28,7 +29,7 @@ PROMPTS = [
 
 
 def test_a_hidden_state_vector_is_the_mean_over_the_prompts_own_tokens() -> None:
-    vectors = HiddenStates(WEAK, EmbeddingConfig(device="cpu", batch_size=3))(PROMPTS)
+    vectors = HiddenStates(Checkpoint.at(WEAK), EmbeddingConfig(device="cpu", batch_size=3))(PROMPTS)
     tokenizer = AutoTokenizer.from_pretrained(WEAK)
     model = AutoModelForCausalLM.from_pretrained(WEAK, dtype=torch.float32)
     for prompt, vector in zip(PROMPTS, vectors, strict=True):
@@ -135,7 +136,7 @@ def test_a_sentence_transformers_model_pools_as_its_own_files_say(tmp_path: Path
     folder = str(tmp_path / "sentence")
     SentenceTransformer(modules=[transformer, pooling], device="cpu").save(folder)
     settings = EmbeddingConfig(device="cpu", sentence_transformer=folder)
-    embed, wanted = make_embedder(folder, settings), HiddenStates(WEAK, settings)
+    embed, wanted = make_embedder(Checkpoint.at(folder), settings), HiddenStates(Checkpoint.at(WEAK), settings)
     for prompt in ("Hi", "What is 2 plus 3?"):  # it strips texts, and would pad this model on the left
         np.testing.assert_allclose(embed([prompt]), wanted([prompt]), atol=1e-4)
 
@@ -143,4 +144,4 @@ def test_a_sentence_transformers_model_pools_as_its_own_files_say(tmp_path: Path
 def test_a_missing_sentence_transformers_package_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ModelError, match="pip install sentence-transformers"):
-        make_embedder("any", EmbeddingConfig(device="cpu", sentence_transformer="any"))
+        make_embedder(Checkpoint.at("any"), EmbeddingConfig(device="cpu", sentence_transformer="any"))
