@@ -14,7 +14,7 @@ import platform
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +29,7 @@ import firewall_ray
 from firewall_ray.casting import cast_batch, castable
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
 from firewall_ray.schemas import DECISIONS, EMBEDDINGS, GRADES, LABELS, QUERIES, SAMPLES, SCORES
+from firewall_ray.store.row_writer import RowWriter, row_writer
 
 STARTED = "_STARTED.json"
 MANIFEST = "_MANIFEST.json"
@@ -269,12 +270,10 @@ class Dataset:
             if self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory:
                 self.filesystem.delete_dir(self.path)
 
-    @contextmanager
-    def writer(self, name: str = "part-00000.parquet") -> Iterator[pq.ParquetWriter]:
+    def writer(self, name: str = "part-00000.parquet") -> AbstractContextManager[RowWriter]:
         """A streaming Parquet writer for one file of this dataset, between `begin` and `finish`."""
-        with storage_errors(f"write {self.path}/{name}"), self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
-            with pq.ParquetWriter(stream, self.schema, compression="zstd") as writer:
-                yield writer
+        path = f"{self.path}/{name}"
+        return row_writer(lambda: self.filesystem.open_output_stream(path), self.schema, lambda: storage_errors(f"write {path}"))
 
     def add_file(self, local: Path, name: str = "part-00000.parquet") -> None:
         """Copy a whole local file into this dataset, between `begin` and `finish`."""

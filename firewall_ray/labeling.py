@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from firewall_ray.artifacts import ArtifactStore
@@ -23,7 +22,8 @@ from firewall_ray.labels import compute_labels, pass_rate
 from firewall_ray.queries import check_splits, read_queries
 from firewall_ray.query_ids import check_unique
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
-from firewall_ray.spill import Spill, num_buckets, spill_folder
+from firewall_ray.spill import Spill, num_buckets, spill_errors, spill_folder
+from firewall_ray.store.row_writer import row_writer
 
 QUERY_COLUMNS = ["query_id", "task", "split", "prompt"]
 GRADE_COLUMNS = ["query_id", "correct", "greedy_correct", "error"]
@@ -60,7 +60,7 @@ def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None =
         left_out: Counter[str] = Counter()
         num_labels = 0
         whole = folder / "labels.parquet"
-        with pq.ParquetWriter(whole, LABELS, compression="zstd") as writer:
+        with row_writer(lambda: pa.OSFile(str(whole), "wb"), LABELS, spill_errors) as writer:
             for number in range(count):
                 rows, reasons = label_rows(chosen=chosen, **{name: spill.bucket(number) for name, spill in spills.items()})
                 writer.write_table(rows)

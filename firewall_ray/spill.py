@@ -7,7 +7,7 @@ memory, never a whole one.
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from zlib import crc32
@@ -41,14 +41,39 @@ def buckets_of(query_ids: pa.Array | pa.ChunkedArray, count: int) -> NDArray[np.
 
 @contextmanager
 def spill_folder() -> Iterator[Path]:
-    """A temporary folder under TMPDIR, deleted afterwards. Raises StorageFailure when it cannot be made, or the disk is full."""
+    """A temporary folder under TMPDIR, deleted afterwards. Raises StorageFailure when it cannot be made."""
+    with spill_errors():
+        folder = tempfile.TemporaryDirectory(prefix="firewall-ray-")
+    with folder as name:
+        yield Path(name)
+
+
+@contextmanager
+def spill_errors() -> Iterator[None]:
+    """Around what touches spilled files, and nothing else: an OSError there is one of this disk, which may be full."""
     try:
-        with tempfile.TemporaryDirectory(prefix="firewall-ray-") as folder:
-            yield Path(folder)
-    except OSError as e:  # Of the spilled files alone: those of datasets have their own errors.
+        yield
+    except OSError as e:
         raise StorageFailure(
             f"Cannot keep temporary files in {tempfile.gettempdir()}: {e}. Set TMPDIR to a folder with more space."
         ) from e
+
+
+@contextmanager
+def _ipc_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    """A function that adds a batch to the file. What the body raises stays as it is."""
+    with spill_errors():
+        writer = pa.ipc.new_file(str(path), schema)
+
+    def write(batch: pa.RecordBatch) -> None:
+        with spill_errors():
+            writer.write_batch(batch)
+
+    try:
+        yield write
+    finally:
+        with spill_errors():
+            writer.close()
 
 
 class LocalRows:
@@ -58,12 +83,13 @@ class LocalRows:
         self.schema = schema
         self._num_rows = 0
         with spill_folder() as folder:
-            path = str(folder / "rows.arrow")
-            with pa.ipc.new_file(path, schema) as writer:
+            path = folder / "rows.arrow"
+            with _ipc_writer(path, schema) as write:
                 for batch in batches:
-                    writer.write_batch(batch)
+                    write(batch)
                     self._num_rows += batch.num_rows
-            self._file = pa.OSFile(path)  # stays readable without a name
+            with spill_errors():
+                self._file = pa.OSFile(str(path))  # stays readable without a name
 
     def __len__(self) -> int:
         return self._num_rows
@@ -91,13 +117,14 @@ class Spill:
     """Batches of `schema` in `count` bucket files under `folder`; rows keep their order within a bucket."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, count: int, folder: Path) -> None:
-        folder.mkdir()
+        with spill_errors():
+            folder.mkdir()
         self.paths = [folder / f"{bucket:03}.arrow" for bucket in range(count)]
         with ExitStack() as stack:
-            writers = [stack.enter_context(pa.ipc.new_file(str(path), schema)) for path in self.paths]
+            writers = [stack.enter_context(_ipc_writer(path, schema)) for path in self.paths]
             for batch in batches:
                 for bucket, rows in _partition(batch, count):
-                    writers[bucket].write_batch(rows)
+                    writers[bucket](rows)
 
     @classmethod
     def of(cls, dataset: Dataset, columns: list[str], count: int, folder: Path) -> "Spill":
@@ -107,7 +134,8 @@ class Spill:
 
     def bucket(self, number: int) -> pa.Table:
         """The rows of one bucket, memory-mapped."""
-        return pa.ipc.open_file(pa.memory_map(str(self.paths[number]))).read_all()
+        with spill_errors():
+            return pa.ipc.open_file(pa.memory_map(str(self.paths[number]))).read_all()
 
 
 def _partition(batch: pa.RecordBatch, count: int) -> Iterator[tuple[int, pa.RecordBatch]]:

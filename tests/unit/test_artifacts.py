@@ -1,5 +1,5 @@
 import os
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import grade, query, write
 
-from firewall_ray.artifacts import MANIFEST, STARTED, ArtifactStore, Dataset, fingerprint
+from firewall_ray.artifacts import MANIFEST, STARTED, ArtifactStore, Dataset, fingerprint, storage_errors
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
 from firewall_ray.schemas import QUERIES, SCORES
+from firewall_ray.store.row_writer import row_writer
 
 
 @pytest.fixture
@@ -147,6 +148,51 @@ def test_a_failed_writer_leaves_no_manifest(store: ArtifactStore) -> None:
     with pytest.raises(ValueError), store.queries().writer() as writer:
         writer.write_table(pa.table({"other": [1]}))
     assert store.queries().state() == "unfinished"
+
+
+def test_what_the_body_of_a_writer_raises_is_not_said_of_the_file(store: ArtifactStore, tmp_path: Path) -> None:
+    """Reading another dataset fails while this one is written: nothing is wrong with this one."""
+    store.queries().begin({})
+    with pytest.raises(FileNotFoundError, match="elsewhere"), store.queries().writer():
+        (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(StorageFailure, match="Cannot write the others"), store.queries().writer():
+        raise StorageFailure("Cannot write the others")
+
+
+class FullDisk:
+    """A file that takes so many bytes, as pyarrow asks for one. A real full disk says the same (ENOSPC)."""
+
+    closed = False
+
+    def __init__(self, num_bytes: int) -> None:
+        self._left = num_bytes
+
+    def write(self, data: bytes) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            raise OSError(28, "No space left on device")
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("num_bytes", [0, 6, 600])  # in the first row group, and in the footer at the end
+def test_the_writers_own_errors_name_its_file(num_bytes: int) -> None:
+    rows = pa.table({"x": list(range(1_000))})
+
+    def errors() -> AbstractContextManager[None]:
+        return storage_errors("write runs/mine/queries")
+
+    def write_all() -> None:
+        with row_writer(lambda: pa.PythonFile(FullDisk(num_bytes), mode="w"), rows.schema, errors) as writer:
+            writer.write_table(rows)
+
+    with pytest.raises(StorageFailure, match=r"Cannot write runs/mine/queries: .*No space left"):
+        write_all()
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
