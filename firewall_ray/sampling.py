@@ -118,6 +118,7 @@ class SamplingJob:
         self.action = self.samples.plan(self.settings, force=force, costly=True, reusable=same_samples(key, self.samples.path))
         if self.action == "skip" and self.map.num_missing():
             self.action = "resume"
+        self._num_to_do = 0
 
     def check(self) -> None:
         """What can be known to be wrong before an engine starts."""
@@ -131,7 +132,7 @@ class SamplingJob:
         """Returns how many queries are done already."""
         resuming = self.action == "resume"
         self.samples.begin(merged(self.samples.settings() if resuming else None, self.settings), keep_files=resuming)
-        num_missing = self.map.num_missing()
+        num_missing = self._num_to_do = self.map.num_missing()
         words = f"{num_missing:,} of {len(self.queries):,} queries"
         logger.info("sample: %s with %s (%s)", words, self.key, _engine_words(self.model))
         return len(self.queries) - num_missing
@@ -174,7 +175,7 @@ class SamplingJob:
                 "sample: %s of %s rows of %s have an error; --retry-errors makes those anew, and no others",
                 *(f"{num_errors:,}", f"{num_rows:,}", self.key),
             )
-        return {"num_rows": num_rows, "num_errors": num_errors, "num_sampled_tokens": num_tokens}
+        return {"num_rows": num_rows, "num_rows_made": self._num_to_do, "num_errors": num_errors, "num_sampled_tokens": num_tokens}
 
 
 def _engine_words(model: ModelConfig) -> str:

@@ -9,7 +9,7 @@ The arithmetic, every step of which is in the plan's rows:
 * training passes = training queries x epochs x label designs; scorings = queries x routers.
 
 Counts come from queries/ and rates from finished samples and routers where they are there, else from `paper.plan`. What was
-measured includes engine start and prefill, and holds for a run that was not resumed.
+measured includes engine start and prefill.
 """
 
 from collections import Counter
@@ -27,6 +27,8 @@ from firewall_ray.paper.shape import memory, num_parameters, shape_of
 from firewall_ray.paper.variants import backbone_config, other_models
 from firewall_ray.paper_config import ThroughputConfig, WorkloadConfig
 from firewall_ray.router.card import load_card
+
+MEASURED_ROWS = 100  # with fewer in one job the start of its engines is all that was measured
 
 
 @dataclass(frozen=True)
@@ -188,14 +190,22 @@ def _throughput(config: RunConfig, key: str) -> ThroughputConfig:
 
 
 def _measured_tokens_per_s(store: ArtifactStore, key: str, replicas: int) -> float | None:
-    """Sampled tokens a second of one engine, over the whole of a finished job; None where there is none."""
+    """Sampled tokens a second of one engine, over the whole of the job that finished the samples; None where that says nothing.
+
+    A job that went on where another was killed, or that added queries, made a part of the rows in all of its time.
+    """
     samples = store.samples(key)
     if samples.state() != "finished":
         return None
     manifest = samples.manifest()
     elapsed_s = (datetime.fromisoformat(manifest["finished_at"]) - datetime.fromisoformat(manifest["started_at"])).total_seconds()
-    tokens = manifest["counts"]["num_sampled_tokens"]
-    return tokens / elapsed_s / replicas if tokens and elapsed_s > 0 else None
+    counts = manifest["counts"]
+    num_rows = counts["num_rows"]
+    num_rows_made = counts.get("num_rows_made", num_rows)  # older manifests do not say
+    if num_rows_made < min(num_rows, MEASURED_ROWS) or elapsed_s <= 0:
+        return None
+    tokens = counts["num_sampled_tokens"] * num_rows_made / num_rows if num_rows else 0
+    return tokens / elapsed_s / replicas if tokens else None
 
 
 def _measured_training(config: RunConfig, store: ArtifactStore) -> float | None:

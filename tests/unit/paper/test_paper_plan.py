@@ -167,6 +167,27 @@ def test_what_is_there_takes_the_place_of_what_was_assumed(tmp_path: Path) -> No
     assert "measured here" in found["sample strong"].arithmetic
 
 
+def test_rows_that_an_earlier_job_made_are_not_divided_by_this_jobs_time(tmp_path: Path) -> None:
+    """1,000 rows of 50 tokens; the job that finished them made `num_rows_made` in 100 seconds. strong: 4 GPUs an engine."""
+    made = config(tmp_path)
+    assumed = {row.stage: row for row in plan(tmp_path).rows}["sample strong"].device_hours
+    samples = ArtifactStore(made.root).samples("strong")
+    samples.begin({})
+    counts = {"num_rows": 1_000, "num_errors": 0, "num_sampled_tokens": 50_000}
+    manifest = samples.finish({}, counts)
+    manifest |= {"started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T00:01:40+00:00"}
+
+    def hours(**more: int) -> float | None:
+        samples.write_json("_MANIFEST.json", {**manifest, "counts": {**counts, **more}})
+        return {row.stage: row for row in make_plan(made, ArtifactStore(made.root)).rows}["sample strong"].device_hours
+
+    whole = hours(num_rows_made=1_000)
+    assert whole is not None
+    assert whole == hours()  # a manifest from before that was counted
+    assert hours(num_rows_made=250) == pytest.approx(4 * whole)  # 125 tokens a second, not 500
+    assert hours(num_rows_made=5) == assumed  # nothing but the start of an engine
+
+
 def test_samples_of_another_program_measure_nothing(tmp_path: Path) -> None:
     assumed = plan(tmp_path).rows
     write_table(tmp_path / "run", "samples/strong", pa.table({"query_id": ["a"]}))
