@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -29,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from firewall_ray.artifacts import ArtifactStore, versions
 from firewall_ray.config import load_config
 from firewall_ray.job import connected
+from firewall_ray.progress import ProgressCounter
 from firewall_ray.router.data import FixedShards, pad_rows
 from firewall_ray.router.engine import make_engine, parameter_groups
 from firewall_ray.router.loop import TrainSpec, Worker, start_worker, train_epoch
@@ -80,7 +82,7 @@ def compare(config: dict[str, Any]) -> list[tuple[float, float]]:
         torch.manual_seed(spec.router.seed)
         num_steps = math.ceil(len(plain.ids) / (spec.router.batch_size // spec.router.num_workers)) * config["pairs"]
         engine = make_engine(build_model(spec.router, worker.tokenizer), spec.router, num_steps)
-        monitor = TrainingMonitor(DESIGN, spec.store.router(DESIGN), 0) if worker.is_first else None
+        monitor = TrainingMonitor(DESIGN, spec.store.router(DESIGN), 0, spec.progress) if worker.is_first else None
         found = []
         for epoch in range(config["pairs"]):
             dist.barrier()
@@ -123,9 +125,10 @@ def main(
         store = ArtifactStore(folder)
         write_labels(store, num_train)
         with connected(loaded.ray):
+            progress = ray.remote(num_cpus=0)(ProgressCounter).remote()
             trainer = TorchTrainer(
                 compare,
-                train_loop_config={"spec": TrainSpec(store, router, (DESIGN,), num_train, progress=None), "pairs": pairs},
+                train_loop_config={"spec": TrainSpec(store, router, (DESIGN,), num_train, progress), "pairs": pairs},
                 datasets=datasets(router, store.labels(), [DESIGN], None),
                 dataset_config=FixedShards(),
                 scaling_config=ray.train.ScalingConfig(num_workers=router.num_workers, use_gpu=router.device == "gpu"),

@@ -24,6 +24,8 @@ from firewall_ray.errors import LabelError
 from firewall_ray.router.model import load_tokenizer
 
 VALIDATION_COLUMNS = ("query_id", "pass_rate_weak", "pass_rate_strong")
+# The tokenizer gives Python lists, 36 bytes a token: of a whole block of 128 MiB they would be gigabytes in a task.
+TOKENIZED_ROWS = 4_096
 
 
 # Tokens --------------------------------------------------------------------------------------------------------------
@@ -62,11 +64,46 @@ def pad(flat: np.ndarray, lengths: np.ndarray, pad_token_id: int, multiple: int 
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """`pad` for rows given as lists."""
+    """`pad` for rows given as lists, or as arrays."""
     lengths = np.array([len(row) for row in rows])
-    return pad(
-        np.fromiter((i for row in rows for i in row), dtype=np.int64, count=int(lengths.sum())), lengths, pad_token_id, multiple
-    )
+    return pad(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]), lengths, pad_token_id, multiple)
+
+
+class TokenRows(Sequence[np.ndarray]):
+    """Token ids of many rows where Arrow has them: a row is a view, int32, (length,).
+
+    The blocks lie in Ray's object store, which all workers of a node share; beside it a worker holds 24 bytes a row. Lists of
+    Python's numbers would take 36 bytes a token of each worker.
+    """
+
+    def __init__(self, ids: pa.ChunkedArray, order: np.ndarray) -> None:
+        """ids: list<int32>, rows in any order. order: int, (num_rows,): the places in `ids` of the rows wanted."""
+        self._blocks = [chunk.values.to_numpy() for chunk in ids.chunks]  # flat; a slice's too begin with its parent's first row
+        offsets = [chunk.offsets.to_numpy() for chunk in ids.chunks]
+        starts = np.concatenate([each[:-1] for each in offsets]).astype(np.int64)
+        self.lengths = np.concatenate([np.diff(each) for each in offsets]).astype(np.int32)[order]
+        self._starts = starts[order]
+        self._block_of = np.repeat(np.arange(len(offsets), dtype=np.int32), [len(each) - 1 for each in offsets])[order]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: Any) -> Any:
+        start = self._starts[row]
+        return self._blocks[self._block_of[row]][start : start + self.lengths[row]]
+
+
+class Strings(Sequence[str]):
+    """Strings that stay in Arrow, which takes their bytes and 4 more; a Python string takes 49 more and a pointer."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.column[int(row)].as_py()
 
 
 @dataclass
@@ -100,7 +137,7 @@ def check_labels(labels: Dataset, designs: Sequence[str], num_workers: int, limi
     """
     counts = {"train": 0, "validation": 0}
     lowest, highest = dict.fromkeys(designs, np.inf), dict.fromkeys(designs, -np.inf)
-    for batch in labels.iter_batches(["split", *designs]):
+    for batch in labels.iter_batches(["split", *designs]):  # without prompts, which are most of the bytes
         for split in counts:
             counts[split] += pc.sum(pc.equal(batch["split"], split)).as_py() or 0
         is_train = pc.equal(batch["split"], "train")
@@ -149,7 +186,7 @@ def read_split(
     if limit is not None:
         rows = rows.limit(limit)
     settings = {"backbone": backbone, "max_length": max_length, "columns": tuple(columns)}
-    return rows.map_batches(_tokenize, fn_kwargs=settings, batch_format="pyarrow", zero_copy_batch=True)
+    return rows.map_batches(_tokenize, fn_kwargs=settings, batch_format="pyarrow", batch_size=TOKENIZED_ROWS, zero_copy_batch=True)
 
 
 def _tokenize(batch: pa.Table, backbone: BackboneConfig, max_length: int, columns: Iterable[str]) -> pa.Table:
@@ -187,6 +224,16 @@ class FixedShards(DataConfig):
 
 
 def columns_of(rows: Iterable[pa.Table]) -> dict[str, Any]:
-    """Whole columns of a small dataset as numpy arrays, sorted by query_id so that every worker sees the same order."""
-    table = pa.concat_tables(rows).sort_by("query_id")
-    return {name: table[name].to_pylist() if name == "input_ids" else table[name].to_numpy() for name in table.column_names}
+    """Whole columns, sorted by query_id so that every worker sees the same order: `input_ids` as TokenRows, strings as Strings,
+    numbers as numpy arrays, (num_rows,). Memory beside the blocks: 24 bytes a row, its strings and numbers."""
+    table = pa.concat_tables(rows)
+    order = pc.sort_indices(table["query_id"]).to_numpy()
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        if name == "input_ids":
+            columns[name] = TokenRows(table[name], order)
+        elif pa.types.is_string(table[name].type):
+            columns[name] = Strings(table[name].take(pa.array(order)).combine_chunks())
+        else:
+            columns[name] = table[name].to_numpy()[order]
+    return columns

@@ -4,9 +4,6 @@ Runs on every training worker, inside the process group that Ray Train has set u
 """
 
 import logging
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +51,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     ]
 
 
-def make_engine(model: PreTrainedModel, router: RouterConfig, num_steps: int) -> "deepspeed.DeepSpeedEngine":
-    """Wrap the model for data-parallel training over `num_steps` optimizer steps."""
+def make_engine(model: PreTrainedModel, router: RouterConfig, num_steps: int, first_step: int = 0) -> "deepspeed.DeepSpeedEngine":
+    """Wrap the model for data-parallel training over `num_steps` optimizer steps, the first `first_step` of them done before."""
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -63,10 +60,14 @@ def make_engine(model: PreTrainedModel, router: RouterConfig, num_steps: int) ->
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # torch's own AdamW, already built: DeepSpeed's fused ones are compiled on first use.
     optimizer = torch.optim.AdamW(parameter_groups(model, router.weight_decay), lr=router.learning_rate)
+
+    def scale(step: int) -> float:  # of the steps that this engine takes
+        return learning_rate_scale(first_step + step, num_steps, router.warmup_share)
+
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        lr_scheduler=lambda basic: LambdaLR(basic, lambda step: learning_rate_scale(step, num_steps, router.warmup_share)),
+        lr_scheduler=lambda basic: LambdaLR(basic, scale),
         config=deepspeed_config(router),
         dist_init_required=False,
     )
@@ -85,15 +86,3 @@ def save_weights(
         if folder is not None:
             engine.module.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def saved_state(engine: "deepspeed.DeepSpeedEngine") -> Iterator[Path]:
-    """This worker's part of weights, optimizer and schedule in a temporary folder. Called on every worker: it waits."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(folder, tag="engine", save_latest=False)
-        yield Path(folder)
-
-
-def load_state(engine: "deepspeed.DeepSpeedEngine", folder: Path) -> None:
-    engine.load_checkpoint(str(folder), tag="engine")

@@ -3,9 +3,9 @@
 One worker group trains every design, because starting one (processes, imports, process group) takes longer than training
 a small router. A checkpoint says which design and epoch it is from; a restarted worker group goes on from there.
 
-In a checkpoint: `engine/` (DeepSpeed's state, each worker its part), `best/` (the Hugging Face folder of the best epoch so
-far) and `progress.json`. A design that is done leaves `best/`, its history and its validation scores in `routers/<design>/`;
-the driver adds the card and the manifest.
+In a checkpoint: `state-*.safetensors` (weights and optimizer, each worker its part, which any number of workers can load: see
+state.py), `best/` (the Hugging Face folder of the best epoch so far) and `progress.json`. A design that is done leaves `best/`,
+its history and its validation scores in `routers/<design>/`; the driver adds the card and the manifest.
 """
 
 import json
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.train
@@ -35,9 +34,10 @@ from firewall_ray.config import RouterConfig
 from firewall_ray.progress import DriverHandler
 from firewall_ray.router.card import TRAINED_FILE, VALIDATION_FILE
 from firewall_ray.router.data import Collate, columns_of
-from firewall_ray.router.engine import load_state, make_engine, save_weights, saved_state
+from firewall_ray.router.engine import make_engine, save_weights
 from firewall_ray.router.model import build_model, load_tokenizer
 from firewall_ray.router.predict import RouterPredictor
+from firewall_ray.router.state import SavedState, save_state
 from firewall_ray.router.telemetry import TrainingMonitor
 from firewall_ray.router.validation import validation_logits, validation_metrics
 
@@ -71,7 +71,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Worker:
-    """What one worker keeps over all designs."""
+    """What one worker keeps over all designs. validation: the split's columns (`data.columns_of`); all but rank 0 the ids alone."""
 
     spec: TrainSpec
     tokenizer: PreTrainedTokenizerBase
@@ -110,10 +110,13 @@ def train_loop(config: dict[str, TrainSpec]) -> None:
 
 
 def start_worker(spec: TrainSpec, scratch: Path) -> Worker:
-    """Tokenizer, device and the whole validation split."""
+    """Tokenizer, device and the whole validation split, whose token ids stay where Ray has them."""
+    # Whole blocks: a batch of another size would be a copy of them on this worker's heap.
     batches = ray.train.get_dataset_shard("validation").iter_batches(batch_format="pyarrow", batch_size=None)
-    device = ray.train.torch.get_device()
-    return Worker(spec, load_tokenizer(spec.router.backbone), columns_of(batches), scratch / "best", device)
+    validation = columns_of(batches)
+    if ray.train.get_context().get_world_rank() > 0:
+        validation = {"input_ids": validation["input_ids"]}
+    return Worker(spec, load_tokenizer(spec.router.backbone), validation, scratch / "best", ray.train.torch.get_device())
 
 
 def _train_designs(worker: Worker, progress: Progress, state: Path | None) -> None:
@@ -131,19 +134,25 @@ def _train_design(worker: Worker, progress: Progress, state: Path | None) -> Non
     rows_per_worker = worker.spec.num_train // router.num_workers
     batch_size = router.batch_size // router.num_workers
     steps_per_epoch = math.ceil(rows_per_worker / batch_size)
-    engine = make_engine(build_model(router, worker.tokenizer), router, steps_per_epoch * router.epochs)
-    if state is not None:
-        load_state(engine, state)
-    dataset = worker.spec.store.router(progress.design)
+    # By epochs, not by the steps that were taken: another number of workers may leave out another odd row, and so have a step
+    # more or less an epoch.
     first_step = len(progress.history) * steps_per_epoch
-    monitor = TrainingMonitor(progress.design, dataset, first_step) if worker.is_first else None
+    model = build_model(router, worker.tokenizer)
+    saved = None if state is None else SavedState(state)
+    if saved is not None:
+        saved.load_weights(model)
+    engine = make_engine(model, router, steps_per_epoch * router.epochs, first_step)
+    if saved is not None:
+        saved.load_optimizer(engine)
+    dataset = worker.spec.store.router(progress.design)
+    counter = worker.spec.progress
+    monitor = TrainingMonitor(progress.design, dataset, first_step, counter) if worker.is_first else None
     try:
         for epoch in range(len(progress.history), router.epochs):
             started = time.monotonic()
             torch.manual_seed(router.seed + epoch * router.num_workers + dist.get_rank())  # dropout, told again on a resume
             metrics = train_epoch(worker, engine, progress.design, epoch, monitor)
-            logits = validation_logits(engine, worker.validation["input_ids"], worker.tokenizer.pad_token_id, batch_size)
-            metrics |= validation_metrics(logits, worker.validation, progress.design, router.seed)
+            metrics |= _validate(worker, engine, progress.design, batch_size, monitor)
             progress.history.append({"epoch": epoch + 1, **metrics})
             if progress.best_epoch == epoch + 1:
                 save_weights(engine, worker.tokenizer, router.zero_stage, worker.best if worker.is_first else None)
@@ -162,6 +171,17 @@ def _train_design(worker: Worker, progress: Progress, state: Path | None) -> Non
     dist.barrier()
 
 
+def _validate(worker: Worker, engine: Any, design: str, batch_size: int, monitor: TrainingMonitor | None) -> dict[str, float]:
+    """The epoch's metrics on the validation split, the same on every worker: by them all decide whether it is the best."""
+    count = monitor.rows_done.add if monitor is not None else lambda _: None
+    logits = validation_logits(engine, worker.validation["input_ids"], worker.tokenizer.pad_token_id, batch_size, count)
+    told: list[Any] = [validation_metrics(logits, worker.validation, design, worker.spec.router.seed) if worker.is_first else None]
+    dist.broadcast_object_list(told, src=0, device=worker.device)
+    if monitor is not None:
+        monitor.rows_done.flush()
+    return dict(told[0])
+
+
 def train_epoch(worker: Worker, engine: Any, design: str, epoch: int, monitor: TrainingMonitor | None) -> dict[str, float]:
     """One pass over this worker's rows, each worker the same number of steps. Returns the epoch's loss and speed."""
     router = worker.spec.router
@@ -175,8 +195,10 @@ def train_epoch(worker: Worker, engine: Any, design: str, epoch: int, monitor: T
         local_shuffle_seed=router.seed + epoch,
     )
     sums = torch.zeros(2, dtype=torch.float64)  # of the loss, of the rows
+    rows_per_worker = worker.spec.num_train // router.num_workers
+    first_step = epoch * math.ceil(rows_per_worker / (router.batch_size // router.num_workers))
     started = step_started = time.monotonic()
-    for batch in batches:
+    for step, batch in enumerate(batches, start=first_step + 1):
         logits = engine(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
         loss = binary_cross_entropy_with_logits(logits.float(), batch[design])  # Eq. 2; float32, bf16 cannot tell 0.99 from 1
         engine.backward(loss)
@@ -186,7 +208,10 @@ def train_epoch(worker: Worker, engine: Any, design: str, epoch: int, monitor: T
         if monitor is not None:
             speed = num_rows * router.num_workers / (now - step_started)
             numbers = {"loss": value, "learning_rate": engine.get_lr()[0], "num_samples_per_s": speed}
-            monitor.log(numbers, engine.global_steps)
+            monitor.log(numbers, step)
+            monitor.rows_done.add(num_rows * router.num_workers)  # parts are equal, so all workers are about as far
+            done = int(sums[1]) * router.num_workers
+            monitor.rows_done.say(epoch + 1, value, done, rows_per_worker * router.num_workers, done / (now - started))
         step_started = now
     elapsed_s = time.monotonic() - started
     sums = sums.to(worker.device)
@@ -197,7 +222,9 @@ def train_epoch(worker: Worker, engine: Any, design: str, epoch: int, monitor: T
 
 def _checkpoint(worker: Worker, engine: Any, progress: Progress) -> None:
     """On every worker; rank 0 adds the best weights and the progress."""
-    with saved_state(engine) as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        save_state(engine, folder)
         if worker.is_first:
             shutil.copytree(worker.best, folder / "best")
             (folder / "progress.json").write_text(json.dumps({"design": progress.design, "history": progress.history}))
@@ -218,7 +245,8 @@ def _export(worker: Worker, dataset: Dataset, progress: Progress) -> None:
     columns = {name: validation[name] for name in ("query_id", "pass_rate_weak", "pass_rate_strong", progress.design)}
     # Scored again, by the class that will score in production: thresholds are calibrated on exactly what it gives.
     columns["p_weak"] = predictor.score_ids(validation["input_ids"])
-    table = pa.table({name: np.asarray(values) for name, values in columns.items()})
+    columns["query_id"] = columns["query_id"].column
+    table = pa.table(columns)
     pafs.copy_files(str(worker.best), dataset.path, pafs.LocalFileSystem(), dataset.filesystem)
     pq.write_table(table, f"{dataset.path}/{VALIDATION_FILE}", filesystem=dataset.filesystem)
     with dataset.filesystem.open_output_stream(f"{dataset.path}/{TRAINED_FILE}") as stream:

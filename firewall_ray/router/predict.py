@@ -105,7 +105,8 @@ class RouterPredictor:
     def score_ids(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         """p_weak of token ids, float32, (num_rows,). Sorted by length, so that a batch's rows need little padding."""
         p_weak = np.empty(len(ids), dtype=np.float32)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)  # longest first: out of memory shows at once
+        lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
+        order = np.argsort(-lengths, kind="stable")  # longest first: out of memory shows at once
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             input_ids, mask = pad_rows([ids[i] for i in rows], self.tokenizer.pad_token_id, self._multiple)

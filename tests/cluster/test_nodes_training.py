@@ -23,7 +23,9 @@ NUM_VALIDATION = 101
 
 
 @pytest.fixture
-def nodes() -> Iterator[RayNodes]:
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
+    # Nodes that `ray up` starts have it, and a training waits for more of them; on others it would be refused.
+    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "cpu")
     with ray_nodes() as nodes:
         yield nodes
 

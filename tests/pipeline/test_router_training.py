@@ -1,13 +1,15 @@
 """Ray Train and DeepSpeed for real: what training leaves behind, and what it survives."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from ray.util.placement_group import placement_group, remove_placement_group
 from tiny_labels import tiny_labels, write_labels
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.cluster import room
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
+from firewall_ray.progress import watch
 from firewall_ray.router.card import load_card
 from firewall_ray.router.predict import RouterPredictor
 from firewall_ray.router.train import CHECKPOINTS_FOLDER, run_training
@@ -202,7 +207,7 @@ def test_a_killed_worker_costs_at_most_one_epoch(ray_cluster: None, tmp_path: Pa
     assert history[: len(kept)] == kept
 
 
-def test_a_killed_driver_goes_on_where_it_stopped(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_killed_driver_goes_on_where_it_stopped_with_other_workers_too(ray_cluster: None, tmp_path: Path) -> None:
     root = tmp_path / "run"
     config, store = prepared(root, designs=["soft_block", "hard_label"], epochs=6)
     file = tmp_path / "config.yaml"
@@ -214,12 +219,58 @@ def test_a_killed_driver_goes_on_where_it_stopped(ray_cluster: None, tmp_path: P
     driver.kill()
     driver.wait()
     assert store.router("soft_block").state() == "unfinished"
-    done = run_training(config, store)
+    # It began on two workers, which share weights' gradients and moments; it goes on with one that has them all.
+    done = run_training(
+        config.model_copy(update={"router": config.router.model_copy(update={"num_workers": 1, "zero_stage": 0})}), store
+    )
     assert done["action"] == "resume"
     history = [epoch.model_dump() for epoch in load_card(store.router("soft_block")).history]
-    assert history[:2] == before["history"][:2]
+    assert history[: len(before["history"])] == before["history"]
     assert len(history) == 6
+    assert history[-1]["train_bce"] < before["history"][-1]["train_bce"]
     assert len(load_card(store.router("hard_label")).history) == 6
+
+
+def test_a_training_that_waits_for_other_jobs_says_what_it_waits_for(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(room, "FIRST_WORD_AFTER_S", 1.0)
+    monkeypatch.setattr(logging.getLogger("firewall_ray"), "propagate", True)
+    others = placement_group([{"CPU": 7}])  # of 8: two workers would fit, were it not for them
+    ray.get(others.ready())
+
+    def give_way() -> None:
+        wait_for(lambda: "waiting for room" in caplog.text)
+        remove_placement_group(others)
+
+    config, store = prepared(tmp_path, 12, 7, designs=["soft_block"], epochs=1, batch_size=12)
+    thread = threading.Thread(target=give_way)
+    with caplog.at_level("INFO", logger="firewall_ray"):
+        thread.start()
+        run_training(config, store)
+        thread.join()
+    assert "router: training takes 2 x (1 CPU), each on one node. Free now: 1 x (1 CPU); in all: 1 x (8 CPU)." in caplog.text
+    assert "router: training began after" in caplog.text
+
+
+def test_progress_counts_every_row_of_training_and_validation(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    @contextmanager
+    def watched(stage: str, totals: dict[str, int], done: dict[str, int]) -> Iterator[Any]:
+        with watch(stage, totals, done) as counter:
+            yield counter
+            seen.update(totals=totals, done=done, sums=ray.get(counter.read.remote())[0])
+
+    monkeypatch.setattr("firewall_ray.router.train.watch", watched)
+    config, store = prepared(tmp_path, 31, 7, designs=["soft_block", "hard_label"], epochs=2, batch_size=12)
+    run_training(config, store)
+    # 31 rows over two workers leave one out; 7 more are validated on: 2 x (30 + 7) of each design.
+    assert seen["totals"] == {"soft_block": 74, "hard_label": 74}
+    assert {design: sums["rows"] for design, sums in seen["sums"].items()} == seen["totals"]
+    assert seen["done"] == {}
 
 
 def test_few_rows_and_a_causal_backbone_train_with_zero_3_too(ray_cluster: None, tmp_path: Path) -> None:
