@@ -57,9 +57,9 @@ def pad(flat: np.ndarray, lengths: np.ndarray, pad_token_id: int, multiple: int 
             [6, 7]])
     """
     width = -(-int(lengths.max()) // multiple) * multiple
-    mask = np.arange(width) < lengths[:, None]
+    mask = np.arange(width) < lengths[:, None]  # bool, (num_rows, width)
     ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
-    ids[mask] = flat
+    ids[mask] = flat  # numpy fills a mask row by row, which is the order of `flat`
     return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
 
 
@@ -72,7 +72,7 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int, multiple: int = 1
 class TokenRows(Sequence[np.ndarray]):
     """Token ids of many rows where Arrow has them: a row is a view, int32, (length,).
 
-    The blocks lie in Ray's object store, which all workers of a node share; beside it a worker holds 24 bytes a row. Lists of
+    The blocks lie in Ray's object store, which all workers of a node share; beside it a worker holds 16 bytes a row. Lists of
     Python's numbers would take 36 bytes a token of each worker.
     """
 
@@ -143,7 +143,7 @@ def check_labels(labels: Dataset, designs: Sequence[str], num_workers: int, limi
         is_train = pc.equal(batch["split"], "train")
         for design in designs:
             _check_range(labels, design, batch[design].to_numpy())
-            values = batch[design].filter(is_train).to_numpy()
+            values = batch[design].filter(is_train).to_numpy()  # of a batch without training rows: none, hence `initial`
             lowest[design] = min(lowest[design], values.min(initial=np.inf))
             highest[design] = max(highest[design], values.max(initial=-np.inf))
     counts = {split: min(count, limit or count) for split, count in counts.items()}
@@ -225,7 +225,7 @@ class FixedShards(DataConfig):
 
 def columns_of(rows: Iterable[pa.Table]) -> dict[str, Any]:
     """Whole columns, sorted by query_id so that every worker sees the same order: `input_ids` as TokenRows, strings as Strings,
-    numbers as numpy arrays, (num_rows,). Memory beside the blocks: 24 bytes a row, its strings and numbers."""
+    numbers as numpy arrays, (num_rows,). Memory beside the blocks: 16 bytes a row, its strings and numbers."""
     table = pa.concat_tables(rows)
     order = pc.sort_indices(table["query_id"]).to_numpy()
     columns: dict[str, Any] = {}

@@ -23,7 +23,7 @@ def deepspeed_config(router: RouterConfig) -> dict[str, Any]:
     """`router.batch_size` is over all workers, without gradient accumulation."""
     return {
         "train_batch_size": router.batch_size,
-        "train_micro_batch_size_per_gpu": router.batch_size // router.num_workers,
+        "train_micro_batch_size_per_gpu": router.batch_size // router.num_workers,  # exact: `train.for_workers` saw to it
         "gradient_clipping": router.gradient_clipping,
         "bf16": {"enabled": router.precision == "bf16"},
         "zero_optimization": {"stage": router.zero_stage},
@@ -38,7 +38,7 @@ def learning_rate_scale(step: int, num_steps: int, warmup_share: float) -> float
     """
     num_warmup = round(num_steps * warmup_share)
     if step < num_warmup:
-        return (step + 1) / num_warmup
+        return (step + 1) / num_warmup  # not step / num_warmup: the first step would move nothing
     return max(0, num_steps - step) / max(1, num_steps - num_warmup)
 
 

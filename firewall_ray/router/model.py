@@ -39,6 +39,7 @@ def load_tokenizer(backbone: BackboneConfig) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None:
             raise ModelError(f"{field}: the tokenizer of {path!r} has neither a pad nor an EOS token to pad with. Add one.")
         tokenizer.pad_token = tokenizer.eos_token
+    # Whatever the checkpoint says: `data.pad` pads on the right, and what is cut off is the end.
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
     return tokenizer
@@ -62,6 +63,7 @@ def network_config(router: RouterConfig, tokenizer: PreTrainedTokenizerBase) -> 
             f"router.backbone.path: {backbone.path!r} is a {config.model_type} model, which transformers cannot turn into a "
             "sequence classifier. Choose another backbone."
         )
+    # A tokenizer that knows no limit says 10^30.
     limit = min(getattr(config, "max_position_embeddings", None) or router.max_length, tokenizer.model_max_length)
     if router.max_length > limit:
         raise ConfigError(
@@ -127,7 +129,7 @@ def _scratch_config(router: RouterConfig, tokenizer: PreTrainedTokenizerBase) ->
         pos_att_type=["p2c", "c2p"],
         share_att_key=True,
         norm_rel_ebd="layer_norm",
-        position_buckets=min(256, router.max_length // 2),
+        position_buckets=min(256, router.max_length // 2),  # 256 is v3's; more than the positions there are would never be read
         pad_token_id=tokenizer.pad_token_id,
         num_labels=1,
     )

@@ -18,7 +18,7 @@ from firewall_ray.artifacts import Dataset
 
 TENSORBOARD_FOLDER = "_tensorboard"
 COUNT_EVERY_S = 1.0  # as often as the driver looks
-SAY_EVERY_S = 30.0
+SAY_EVERY_S = 30.0  # a line among those that the driver writes every 15 s
 
 logger = logging.getLogger("firewall_ray")
 
@@ -97,5 +97,6 @@ class TrainingMonitor:
         """Flush; to an object store, upload the files as they are."""
         self.writer.flush()
         if self.remote is not None:
+            # Event files only grow, and an object store cannot append: the whole of them again.
             self.remote.create_dir(self.target, recursive=True)
             pafs.copy_files(self.folder, self.target, pafs.LocalFileSystem(), self.remote)

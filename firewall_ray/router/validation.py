@@ -32,7 +32,7 @@ def validation_logits(
     order = np.argsort(-ids.lengths, kind="stable")  # longest first: out of memory shows at once
     mine = order[rank::world]
     logits = torch.zeros(len(ids), dtype=torch.float64 if engine.device.type == "cpu" else torch.float32, device=engine.device)
-    engine.eval()
+    engine.eval()  # no dropout: the same weights have the same loss
     for start in range(0, -(-len(ids) // world), batch_size):
         rows = mine[start : start + batch_size]
         input_ids, mask = pad_rows([ids[i] for i in (rows if len(rows) else order[:1])], pad_token_id)
