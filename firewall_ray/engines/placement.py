@@ -4,13 +4,10 @@ Runs in the driver. One GPU or a CPU engine is a plain actor; an engine over sev
 first bundle the actor takes and whose bundles vLLM's own Ray workers fill.
 """
 
-import uuid
+from functools import partial
 from typing import Any, Literal
 
-import ray
-from ray.util.placement_group import placement_group_table
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
+from firewall_ray.cluster.groups import ActorGroups, release_groups
 from firewall_ray.cluster.room import accelerator
 from firewall_ray.config import ModelConfig, VllmModelConfig
 
@@ -38,20 +35,11 @@ def engine_resources(key: str, model: ModelConfig) -> dict[str, Any]:
         kind = {} if model.accelerator_type is None else {"accelerator_type": model.accelerator_type}
         return {"num_gpus": 1, "num_cpus": model.num_cpus, **kind, **group}
 
-    def scheduling() -> dict[str, Any]:
-        name = f"{_prefix(key)}{uuid.uuid4().hex[:8]}"
-        group = ray.util.placement_group(engine_bundles(model), strategy=placement_strategy(model), name=name)
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)}
-
+    groups = ActorGroups(key)
+    scheduling = partial(groups.remote_args, engine_bundles(model), placement_strategy(model))
     return {"num_gpus": 0, "num_cpus": model.num_cpus, "ray_remote_args_fn": scheduling}
 
 
 def release_placement_groups(key: str) -> None:
-    """Give the GPUs of this model's engines back: a group outlives its actors until its job ends."""
-    for group in placement_group_table().values():
-        if group["name"].startswith(_prefix(key)) and group["state"] != "REMOVED":
-            ray.util.remove_placement_group(ray.util.get_placement_group(group["name"]))
-
-
-def _prefix(key: str) -> str:
-    return f"firewall-ray-{ray.get_runtime_context().get_job_id()}-{key}-"
+    """Give the GPUs of this model's engines back, those of no other model."""
+    release_groups(key)

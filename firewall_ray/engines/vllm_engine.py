@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from firewall_ray.config import VllmModelConfig
+from firewall_ray.engines.orphans import core_ends_with_actor
 from firewall_ray.engines.rows import Completion, RowCounts, SamplingSpec, error_row, sample_row, to_table
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,8 @@ def start_engine(config: VllmModelConfig, seed: int) -> Any:
     if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
         # The actor is the engine's process already: no second one to feed, to watch and to kill.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    else:
+        core_ends_with_actor()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
     from vllm import EngineArgs

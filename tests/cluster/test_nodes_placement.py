@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,87 @@ def test_pipeline_stages_may_lie_on_two_nodes(nodes: RayNodes) -> None:
     engine = {"tensor_parallel_size": 4, "pipeline_parallel_size": 2, "node_resource": "small_nodes"}
     (stages,) = nodes.in_driver(placed, [engine], 20.0)
     assert list(stages.values()) == [4, 4]
+
+
+def groups_held(address: str, ending: str) -> list[int]:
+    """In a driver: how many groups are held while three engines live; within half a minute of the end of two of them, which a pool
+    that shrinks let go of (`dropped`) or which died for good (`killed`); and after the release at the end.
+    """
+
+    class Idle:  # in here, so that it is pickled whole: workers do not import the tests' modules
+        def answer(self) -> str:
+            return "here"
+
+    ray.init(address=address, log_to_driver=False)
+    model = VllmModelConfig(path="m", tensor_parallel_size=2)
+    remote_args = engine_resources("strong", model)["ray_remote_args_fn"]
+    # As Ray Data asks for them: an actor is started again as often as it dies, where it is not given up.
+    starts = {
+        "num_gpus": 0,
+        "num_cpus": 1,
+        "max_restarts": 0 if ending == "killed" else -1,
+        "max_task_retries": -1 if ending != "killed" else 0,
+    }
+    handles = [ray.remote(Idle).options(**starts, **remote_args()).remote() for _ in range(3)]
+    ray.get([handle.answer.remote() for handle in handles])
+
+    def held() -> int:
+        return sum(group["state"] == "CREATED" for group in placement_group_table().values())
+
+    def held_after(expected: int) -> int:
+        deadline = time.monotonic() + 30
+        while held() != expected and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return held()
+
+    counts = [held()]
+    for _ in range(2):
+        handle = handles.pop()
+        if ending == "killed":
+            ray.kill(handle)
+        del handle
+    counts.append(held_after(1))
+    release_placement_groups("strong")
+    return [*counts, held_after(0)]
+
+
+@pytest.mark.parametrize("ending", ["dropped", "killed"])
+def test_an_engine_that_a_pool_gives_up_frees_its_gpus_at_once(nodes: RayNodes, ending: str) -> None:
+    assert nodes.in_driver(groups_held, ending) == [3, 1, 0]
+
+
+def pool_without_a_release(address: str) -> tuple[int, int]:
+    """In a driver: how many groups Ray Data's own pool of two engines had in all, and how many are held half a minute later."""
+
+    class Passes:
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            return batch
+
+    ray.init(address=address, log_to_driver=False)
+    placed = engine_resources("strong", VllmModelConfig(path="m", tensor_parallel_size=2))
+    rows = ray.data.range(64, override_num_blocks=8).map_batches(
+        Passes, batch_size=8, compute=ray.data.ActorPoolStrategy(size=2), max_restarts=-1, **placed
+    )
+    assert rows.count() == sum(1 for _ in rows.iter_rows()) == 64
+    deadline = time.monotonic() + 30
+    while True:
+        groups = placement_group_table().values()
+        held = sum(group["state"] != "REMOVED" for group in groups)
+        if not held or time.monotonic() > deadline:
+            return len(groups), held
+        time.sleep(0.2)
+
+
+def test_groups_of_a_pool_that_ray_data_ran_go_with_its_actors(nodes: RayNodes) -> None:
+    before = nodes.in_driver(num_groups)
+    num_made, num_held = nodes.in_driver(pool_without_a_release)
+    assert num_made - before >= 2
+    assert num_held == 0
+
+
+def num_groups(address: str) -> int:
+    ray.init(address=address, log_to_driver=False)
+    return len(placement_group_table())
 
 
 def test_an_engine_that_no_node_could_hold_ends_the_job_before_it_begins(nodes: RayNodes, tmp_path: Path) -> None:

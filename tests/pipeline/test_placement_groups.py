@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def groups() -> list[dict[str, object]]:
-    return [group for group in placement_group_table().values() if group["name"].startswith("firewall-ray-")]
+    return [group for group in placement_group_table().values() if group["name"].startswith("firewall-ray/")]
 
 
 @pytest.mark.parametrize(("tensor", "pipeline", "num_bundles", "strategy"), [(4, 1, 4, "STRICT_PACK"), (8, 2, 16, "PACK")])
@@ -29,8 +29,20 @@ def test_every_actor_asks_for_a_group_of_its_own_and_the_job_gives_all_back(
         assert group["strategy"] == strategy
         assert [bundle["GPU"] for bundle in group["bundles"].values()] == [1.0] * num_bundles
 
-    release_placement_groups("weak")  # another model's are left alone
+    # Other models' are left alone, also where one name begins another.
+    for other in ("weak", "stro", "strong-3b"):
+        release_placement_groups(other)
     assert [group["state"] for group in groups()].count("REMOVED") == len(groups()) - 2
     release_placement_groups("strong")
     assert {group["state"] for group in groups()} <= {"REMOVED"}
     assert ray.cluster_resources().get("GPU", 0) == 0  # what was asked for was never there
+
+
+def test_finishing_one_model_leaves_the_groups_of_another_whose_name_goes_on(ray_cluster: None) -> None:
+    model = VllmModelConfig(path="m", tensor_parallel_size=2)
+    for key in ("weak", "weak-3b"):
+        engine_resources(key, model)["ray_remote_args_fn"]()
+    release_placement_groups("weak")
+    assert [str(group["name"]).split("/")[2] for group in groups() if group["state"] != "REMOVED"] == ["weak-3b"]
+    release_placement_groups("weak-3b")
+    assert {group["state"] for group in groups()} <= {"REMOVED"}
