@@ -27,7 +27,8 @@ from pyarrow import fs as pafs
 
 import firewall_ray
 from firewall_ray.casting import cast_batch, castable
-from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
+from firewall_ray.errors import ArtifactError, ArtifactMissing, StorageFailure
+from firewall_ray.locations import check_folder, open_location
 from firewall_ray.schemas import DECISIONS, EMBEDDINGS, GRADES, LABELS, QUERIES, SAMPLES, SCORES
 from firewall_ray.store.row_writer import RowWriter, row_writer
 
@@ -65,16 +66,8 @@ class ArtifactStore:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        try:
-            with storage_errors(f"open ROOT {root!r}"):
-                if "://" in root:
-                    self.filesystem, self.base = pafs.FileSystem.from_uri(root)
-                else:
-                    self.filesystem, self.base = pafs.LocalFileSystem(), str(Path(root).expanduser().absolute())
-        except (pa.ArrowException, ValueError) as e:
-            raise ConfigError(
-                f"root: {root!r} cannot be opened: {e}. Give a folder, or a URI such as s3://bucket/run or gs://bucket/run."
-            ) from e
+        with storage_errors(f"open ROOT {root!r}"):
+            self.filesystem, self.base = open_location("root", root)
 
     def queries(self) -> "Dataset":
         return self._dataset("queries", "queries", QUERIES, "python jobs/prepare_queries.py")
@@ -123,7 +116,9 @@ class ArtifactStore:
         return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
     def check_writable(self) -> None:
-        """Raises StorageFailure, with the reason and the way out, before a job spends hours on work it cannot save."""
+        """Before a job spends hours on work it cannot save. Raises ConfigError where ROOT is a file, else StorageFailure."""
+        with storage_errors(f"read ROOT {self.root!r}"):
+            check_folder("root", self.filesystem, self.base)
         probe = f"{self.base}/_write_check_{uuid.uuid4().hex}"  # several jobs may check at the same time
         with storage_errors(f"write under ROOT {self.root!r}"):
             self.filesystem.create_dir(self.base, recursive=True)

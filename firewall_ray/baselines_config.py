@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from firewall_ray.config_base import ActorsConfig, Positive, Strict
+from firewall_ray.http_config import BaseUrl, KeyVariable
 
 HybridDesign = Literal["hybrid_llm_det", "hybrid_llm_prob", "hybrid_llm_trans"]
 BaselineName = Literal["margin_sampling", "knn", "routellm_mf", HybridDesign]
@@ -13,9 +14,11 @@ BaselineName = Literal["margin_sampling", "knn", "routellm_mf", HybridDesign]
 class OpenAIEmbeddingConfig(Strict):
     """An OpenAI-compatible /v1/embeddings."""
 
-    base_url: str = Field("https://api.openai.com/v1", description="Up to and including /v1.")
+    base_url: BaseUrl = Field("https://api.openai.com/v1", description="Up to and including /v1.")
     model: str = Field("text-embedding-3-small", description="The id that the server knows it by. RouteLLM's is the default.")
-    api_key_env: str | None = Field("OPENAI_API_KEY", description="Name of the environment variable with the key. None: no key.")
+    api_key_env: KeyVariable | None = Field(
+        "OPENAI_API_KEY", description="Name of the environment variable with the key. None: no key."
+    )
     timeout_s: float = Field(120, gt=0, description="Of one request of `batch_size` prompts.")
 
 

@@ -4,14 +4,12 @@ Unknown keys are refused with the nearest right key named. Each field's descript
 means off, or "decided by the task or model" where the description says so.
 """
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from firewall_ray.baselines_config import BaselinesConfig
 from firewall_ray.config_base import (
@@ -25,11 +23,14 @@ from firewall_ray.config_base import (
     ReplicasConfig,
     Strict,
 )
+from firewall_ray.config_problems import problem
 from firewall_ray.errors import ConfigError
+from firewall_ray.http_config import BaseUrl, KeyVariable
 from firewall_ray.paper_config import PaperConfig
 from firewall_ray.queries_config import QueriesConfig, SandboxConfig
 from firewall_ray.relabel_config import RelabelConfig
 from firewall_ray.serving_config import ServingConfig
+from firewall_ray.strict_yaml import load_yaml
 
 # Models --------------------------------------------------------------------------------------------------------------
 
@@ -63,10 +64,10 @@ class OpenAIModelConfig(NodeGroupConfig):
     """A model served elsewhere behind an OpenAI-compatible /v1/completions or /v1/chat/completions."""
 
     engine: Literal["openai"]
-    base_url: str = Field(description="Up to and including /v1.")
+    base_url: BaseUrl = Field(description="Up to and including /v1.")
     model: str = Field(description="The id that the server knows the model by.")
     api: Literal["completions", "chat"] = Field("completions", description="completions sends the paper's raw prompt.")
-    api_key_env: str | None = Field(None, description="Name of the environment variable that holds the key. None: no key.")
+    api_key_env: KeyVariable | None = Field(None, description="Name of the environment variable that holds the key. None: no key.")
     max_concurrency: Positive = Field(32, description="Requests in flight per actor; stay below the server's rate limit.")
     timeout_s: float = Field(120, gt=0, description="For one request, all its samples included.")
     max_attempts: Positive = Field(6, description="Tries of a request on 408, 409, 429, 5xx and network errors.")
@@ -236,11 +237,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), root: str | Non
     Raises ConfigError with one line a problem: the key's path, what is wrong, and the nearest right key.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text())
+        data = load_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"--config {path}: {e.strerror}. Examples are in jobs/configs/.") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"--config {path} is not YAML: {e}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"--config {path} is not YAML in UTF-8: the byte at {e.start:,} is none of it.") from None
+    except ValueError as e:
+        raise ConfigError(f"--config {path} is not YAML that can be used: {e}") from e
     if not isinstance(data, dict):
         raise ConfigError(f"--config {path} must be a mapping of keys, such as `root: runs/mine`.")
     for override in overrides:
@@ -250,7 +253,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), root: str | Non
     try:
         return RunConfig.model_validate(data)
     except ValidationError as e:
-        raise ConfigError("\n".join([f"--config {path}:", *(_problem(error, data) for error in e.errors())])) from e
+        raise ConfigError("\n".join([f"--config {path}:", *(problem(RunConfig, error) for error in e.errors())])) from e
 
 
 def model_path(path: str) -> str:
@@ -262,49 +265,18 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override!r}: write key.path=value, such as --set sampling.num_samples=16")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {e}") from e
     *parents, last = key.split(".")
+    # The value is not repeated: it may be a secret.
+    try:
+        value = load_yaml(text)
+    except ValueError as e:
+        raise ConfigError(f"--set {key}: the value is not YAML that can be used: {e}") from e
     node = data
     for parent in parents:
         child = node.setdefault(parent, {})
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {parent} is {child!r}, not a section with keys.")
+            raise ConfigError(f"--set {key}: {parent} is a value, not a section with keys.")
         node = child
     node[last] = value
-
-
-def _problem(error: Any, data: Any) -> str:
-    location = [str(part) for part in error["loc"] if part not in ("vllm", "openai")]  # less pydantic's union tags
-    where = ".".join(location) or "the file"
-    if error["type"] == "extra_forbidden":
-        known = _fields_at(error["loc"][:-1])
-        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else f"known here: {', '.join(sorted(known))}"
-        return f"  {where}: unknown key; {hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return f"  {where}: missing, and it has no default"
-    given = "" if isinstance(error.get("input"), dict | BaseModel) else f" (given: {error.get('input')!r})"
-    return f"  {where}: {message}{given}"
-
-
-def _fields_at(location: Sequence[str | int]) -> list[str]:
-    """The keys that exist in the section at this location, for suggestions."""
-    model: Any = RunConfig
-    for part in location:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            field = model.model_fields.get(str(part))
-            model = field.annotation if field else None
-        elif part in ("vllm", "openai"):
-            model = VllmModelConfig if part == "vllm" else OpenAIModelConfig
-            continue
-        elif get_origin(model) is dict:  # a section by name: this part is the name
-            model = get_args(model)[1]
-        if get_origin(model) is not dict:
-            model = next((arg for arg in get_args(model) if isinstance(arg, type) and issubclass(arg, Strict)), model)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -1,5 +1,6 @@
 """What the sections of the run's configuration are made of."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,8 +12,17 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=
 Positive = Annotated[int, Field(ge=1)]
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """Marks the type of a field where a secret may stand, if only by mistake: no message repeats what was given for it."""
+
+
+HIDDEN = Hidden()
+
+
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # hide_input_in_errors: pydantic's own message repeats the input, and it is the cause of our errors in a traceback.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
 
 
 class ReplicasConfig(Strict):

@@ -3,7 +3,6 @@
 Each is called with prompts and returns float32 numbers, (num_prompts, dimension).
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 from transformers import AutoModel
 
+from firewall_ray.api_key import read_api_key
 from firewall_ray.baselines_config import EmbeddingConfig, OpenAIEmbeddingConfig
 from firewall_ray.engines.checkpoint import Checkpoint
-from firewall_ray.errors import ConfigError, ModelError, SystemFailure
+from firewall_ray.errors import ModelError, SystemFailure
 from firewall_ray.router.data import encode, pad_rows
 
 Embedder = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -95,7 +95,7 @@ class OpenAIEmbeddings:
     )
     def _post(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         body = {"model": self._config.model, "input": list(prompts)}
-        response = self._client.post(f"{self._config.base_url.rstrip('/')}/embeddings", json=body)
+        response = self._client.post(f"{self._config.base_url}/embeddings", json=body)
         response.raise_for_status()
         items = sorted(response.json()["data"], key=lambda item: item["index"])
         if [item["index"] for item in items] != list(range(len(prompts))):
@@ -104,14 +104,8 @@ class OpenAIEmbeddings:
 
 
 def api_key(config: OpenAIEmbeddingConfig) -> str | None:
-    """The key from this process' environment. Raises ConfigError naming the variable when it is not set."""
-    if config.api_key_env is None:
-        return None
-    if config.api_key_env not in os.environ:
-        raise ConfigError(
-            f"baselines.embedding.openai.api_key_env: the environment variable {config.api_key_env} is not set where the job runs."
-        )
-    return os.environ[config.api_key_env]
+    """The key from this process' environment, see `read_api_key`."""
+    return read_api_key(config.api_key_env, "baselines.embedding.openai.api_key_env")
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -4,14 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from firewall_ray.config_base import LabelDesign, Name, NodeGroupConfig, Positive, ReplicasConfig, Strict
+from firewall_ray.config_base import HIDDEN, LabelDesign, Name, NodeGroupConfig, Positive, ReplicasConfig, Strict
 
 Route = Literal["weak", "strong"]
 
 
 class ApiKeyConfig(Strict):
     name: Name = Field(description="Who holds the key; appears in metrics and in the decision log. The key itself never does.")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Hash of the key, from: python -m serve_app.api_keys NAME")
+    sha256: Annotated[str, HIDDEN] = Field(
+        pattern=r"^[0-9a-f]{64}$", description="Hash of the key, from: python -m serve_app.api_keys NAME"
+    )
 
 
 class BudgetControlConfig(Strict):
@@ -81,7 +83,7 @@ class ServingConfig(NodeGroupConfig):
     max_in_flight_per_key: Positive = Field(64, description="Of these, for one API key.")
     max_body_mib: float = Field(16, gt=0, description="Larger bodies are refused with a 413. Images in a chat are large.")
     body_timeout_s: float = Field(60, gt=0, description="A body's time to arrive; it holds a place in flight meanwhile.")
-    api_keys: Annotated[list[ApiKeyConfig], Field(min_length=1)] | Literal["disabled"] | None = Field(
+    api_keys: Annotated[Annotated[list[ApiKeyConfig], Field(min_length=1)] | Literal["disabled"] | None, HIDDEN] = Field(
         None,
         description="Who may call. `disabled` lets in whoever reaches the port, and must be said in words: None does not serve.",
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from firewall_ray.config import load_config
 from firewall_ray.errors import ConfigError, SystemFailure
 from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, console, exit_codes
+from firewall_ray.strict_yaml import load_yaml
 from serve_app.deploy import SERVE_CONFIG, ServeConfigOption, read_serve_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -122,8 +122,8 @@ async def _follow(client: Any, job_id: str) -> None:
 
 def _runtime_env(path: str) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
+        found = load_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
         raise ConfigError(f"--runtime-env {path} cannot be read: {e}") from e
     if not isinstance(found, dict):
         raise ConfigError(f"--runtime-env {path} must be a mapping of Ray's runtime environment, such as `pip: [...]`.")

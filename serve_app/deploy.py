@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from pydantic import ValidationError
 
 from firewall_ray.artifacts import ArtifactStore
@@ -22,6 +21,7 @@ from firewall_ray.errors import ConfigError, SystemFailure
 from firewall_ray.job import ConfigOption, RootOption, SetOption, console, job, submitted_job
 from firewall_ray.router.card import load_card
 from firewall_ray.serve_file import DEPLOYMENT, IMPORT_PATH, applications
+from firewall_ray.strict_yaml import load_yaml
 from serve_app.__main__ import curl_line
 
 ServeConfigOption = Annotated[str, typer.Option("--serve-config", help="Ray Serve's config file with the application.")]
@@ -58,12 +58,15 @@ def read_serve_config(path: str) -> dict[str, Any]:
     from ray.serve.schema import ServeDeploySchema  # Seconds to import: --help and a wrong config answer at once.
 
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        found = load_yaml(Path(path).read_text(encoding="utf-8"))
         ServeDeploySchema.model_validate(found)
     except OSError as e:
         raise ConfigError(f"--serve-config {path}: {e.strerror}. The shipped one is {SERVE_CONFIG}.") from e
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as e:
-        raise ConfigError(f"--serve-config {path} is not a config file of Ray Serve: {e}") from e
+    except ValidationError as e:  # whose own text repeats the input: a runtime_env's variables may hold keys
+        wrong = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in e.errors())
+        raise ConfigError(f"--serve-config {path} is not a config file of Ray Serve: {wrong}") from None
+    except ValueError as e:
+        raise ConfigError(f"--serve-config {path} is not YAML that can be used: {e}") from e
     if len(applications(found)) != 1:
         raise ConfigError(f"--serve-config {path}: exactly one application must have import_path: {IMPORT_PATH}.")
     return dict(found)

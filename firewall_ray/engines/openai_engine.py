@@ -10,7 +10,6 @@ cannot be reached or takes no more requests ends the job, resumable: an outage m
 
 import asyncio
 import math
-import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -19,9 +18,10 @@ import pyarrow as pa
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 from tenacity.wait import wait_base
 
+from firewall_ray.api_key import read_api_key
 from firewall_ray.config import OpenAIModelConfig
 from firewall_ray.engines.rows import Completion, RowCounts, SamplingSpec, error_row, sample_row, to_table
-from firewall_ray.errors import ConfigError, EngineDied, FirewallRayError
+from firewall_ray.errors import EngineDied, FirewallRayError
 
 UNAVAILABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
 RETRYABLE_STATUSES = UNAVAILABLE_STATUSES | {409, 500}
@@ -37,12 +37,8 @@ class CompletionError(FirewallRayError):
 
 
 def api_key(key: str, config: OpenAIModelConfig) -> str | None:
-    """The key from this process' environment. Raises ConfigError naming the variable when it is not set."""
-    if config.api_key_env is None:
-        return None
-    if config.api_key_env not in os.environ:
-        raise ConfigError(f"models.{key}.api_key_env: the environment variable {config.api_key_env} is not set where the job runs.")
-    return os.environ[config.api_key_env]
+    """The key from this process' environment, see `read_api_key`."""
+    return read_api_key(config.api_key_env, f"models.{key}.api_key_env")
 
 
 class OpenAISampler:

@@ -116,6 +116,9 @@ def test_a_key_that_is_not_set_is_a_config_error_that_names_the_variable(monkeyp
     monkeypatch.delenv("STRONG_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"models\.large\.api_key_env.*STRONG_KEY"):
         remote("http://localhost:1/v1", api_key_env="STRONG_KEY")
+    monkeypatch.setenv("STRONG_KEY", "k k\n")
+    with pytest.raises(ConfigError, match=r"STRONG_KEY has a blank"):
+        remote("http://localhost:1/v1", api_key_env="STRONG_KEY")
 
 
 # What comes back -----------------------------------------------------------------------------------------------------

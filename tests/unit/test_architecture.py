@@ -13,6 +13,7 @@ FOUNDATIONS = {
     f"firewall_ray.{name}"
     for name in (
         *("config", "config_base", "baselines_config", "queries_config", "serving_config", "paper_config", "relabel_config"),
+        *("config_problems", "http_config", "strict_yaml", "locations"),
         *("schemas", "errors", "casting", "artifacts", "store.row_writer"),
     )
 }

@@ -120,6 +120,8 @@ def test_a_key_that_is_not_set_is_refused_by_name(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(ConfigError, match=r"baselines\.embedding\.openai\.api_key_env: .*MY_KEY is not set"):
         api_key(OpenAIEmbeddingConfig(api_key_env="MY_KEY"))
+    monkeypatch.setenv("MY_KEY", "k\n")
+    assert api_key(OpenAIEmbeddingConfig(api_key_env="MY_KEY")) == "k"
 
 
 def test_a_sentence_transformers_model_pools_as_its_own_files_say(tmp_path: Path) -> None:

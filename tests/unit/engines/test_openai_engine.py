@@ -199,7 +199,7 @@ def test_the_key_goes_into_the_header_and_a_missing_one_is_named(server: FaultyS
     config = OpenAIModelConfig(engine="openai", base_url=server.url, model="id", api_key_env="NO_SUCH_KEY")
     with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"):
         api_key("strong", config)
-    monkeypatch.setenv("NO_SUCH_KEY", "k")
+    monkeypatch.setenv("NO_SUCH_KEY", "k\n")  # as a Kubernetes secret made with echo has it
     assert api_key("strong", config) == "k"
 
 
