@@ -1,11 +1,13 @@
 """Placement groups that live as long as the actor in each: Ray keeps a group until its job ends, whatever became of the actor.
 
 Runs in the driver, where Ray Data asks for the remote arguments of every actor that it starts: of the first ones, of those that the
-pool grows by and of those that take the place of dead ones. A pool that shrinks only drops its handle of an actor.
+pool grows by and of those that take the place of dead ones; and once an execution for its detector of high memory, which starts
+none. A pool that shrinks only drops its handle of an actor.
 """
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 POLL_S = 1.0
+UNCLAIMED_S = 30.0  # an actor is known by its name as soon as Ray Data has asked for it, right after its remote arguments
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ class ActorGroups:
     def __init__(self, pool: str) -> None:
         self._pool = pool
         self._lock = threading.Lock()
-        self._groups: dict[str, PlacementGroup] = {}  # by name, which its actor has as well
+        self._groups: dict[str, tuple[PlacementGroup, float]] = {}  # with its start; by name, which its actor has as well
         self._reaper: threading.Thread | None = None
 
     def remote_args(self, bundles: Sequence[Mapping[str, float]], strategy: Literal["STRICT_PACK", "PACK"]) -> dict[str, Any]:
@@ -34,7 +37,7 @@ class ActorGroups:
         name = f"{_prefix(self._pool)}/{uuid.uuid4().hex[:8]}"
         group = placement_group([dict(bundle) for bundle in bundles], strategy=strategy, name=name)
         with self._lock:
-            self._groups[name] = group
+            self._groups[name] = (group, time.monotonic())
             if self._reaper is None or not self._reaper.is_alive():
                 self._reaper = threading.Thread(target=self._reap, name=f"groups of {self._pool}", daemon=True)
                 self._reaper.start()
@@ -47,26 +50,31 @@ class ActorGroups:
         pause = threading.Event()
         while ray.is_initialized():
             try:
-                dead = self._dead()
-                for name in dead:
-                    remove_placement_group(self._groups[name])
+                useless = self._useless()
+                for name in useless:
+                    remove_placement_group(self._groups[name][0])
             except Exception as e:  # the head is away for a moment, or Ray is being shut down
                 logger.debug("groups of %s: %r", self._pool, e)
-                dead = set()
+                useless = set()
             with self._lock:
-                for name in dead:
+                for name in useless:
                     del self._groups[name]
                 if not self._groups:
                     self._reaper = None  # the next group starts another
                     return
             pause.wait(POLL_S)
 
-    def _dead(self) -> set[str]:
-        """Names of groups whose actor is dead, not one that Ray is starting again."""
+    def _useless(self) -> set[str]:
+        """Names of groups whose actor is dead, not one that Ray is starting again; and of those that never got one."""
         job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
-        table = actors(job_id=job, actor_state_name="DEAD")
+        states = {actor["Name"]: actor["State"] for actor in actors(job_id=job).values()}
+        now = time.monotonic()
         with self._lock:
-            return self._groups.keys() & {str(actor["Name"]) for actor in table.values()}
+            return {
+                name
+                for name, (_, since) in self._groups.items()
+                if states.get(name) == "DEAD" or (name not in states and now - since > UNCLAIMED_S)
+            }
 
 
 def release_groups(pool: str) -> None:

@@ -27,10 +27,10 @@ class FakeRay:
     def remove(self, group: SimpleNamespace) -> None:
         self.groups[group.name] = "REMOVED"
 
-    def actors(self, job_id: Any, actor_state_name: str) -> dict[str, dict[str, str]]:
+    def actors(self, job_id: Any) -> dict[str, dict[str, str]]:
         if self.is_away:
             raise ConnectionError("the head is away")
-        return {name: {"Name": name} for name, state in self.states.items() if state == actor_state_name}
+        return {name: {"Name": name, "State": state} for name, state in self.states.items()}
 
     def table(self) -> dict[str, dict[str, str]]:
         return {name: {"name": name, "state": state} for name, state in self.groups.items()}
@@ -77,6 +77,16 @@ def test_a_group_goes_when_its_actor_is_dead_for_good_and_not_while_it_is_starte
     third = str(pool.remote_args([{"GPU": 1.0}], "STRICT_PACK")["name"])  # a replacement, after all were gone
     fake.states[third] = "DEAD"
     assert soon(lambda: not fake.held())
+
+
+def test_a_group_that_was_asked_for_and_got_no_actor_is_not_kept(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data asks for remote arguments once more than it starts actors, for a look at the memory that one would take."""
+    monkeypatch.setattr(groups, "UNCLAIMED_S", 0.2)
+    pool = ActorGroups("strong")
+    used, spare = (str(pool.remote_args([{"GPU": 1.0}], "STRICT_PACK")["name"]) for _ in range(2))
+    fake.states[used] = "PENDING_CREATION"
+    assert fake.held() == {used, spare}
+    assert soon(lambda: fake.held() == {used})
 
 
 def test_a_release_takes_the_groups_of_exactly_this_name(fake: FakeRay) -> None:
