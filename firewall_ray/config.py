@@ -70,8 +70,25 @@ class OpenAIModelConfig(NodeGroupConfig):
     api_key_env: KeyVariable | None = Field(None, description="Name of the environment variable that holds the key. None: no key.")
     max_concurrency: Positive = Field(32, description="Requests in flight per actor; stay below the server's rate limit.")
     timeout_s: float = Field(120, gt=0, description="For one request, all its samples included.")
-    max_attempts: Positive = Field(6, description="Tries of a request on 408, 409, 429, 5xx and network errors.")
-    supports_n: bool = Field(True, description="False where the server ignores `n`: then every sample is its own request.")
+    outage_s: float = Field(
+        600,
+        gt=0,
+        description="The job ends, resumable, once the server has taken no request for so long (429, 503, refused connections).",
+    )
+    max_wait_s: float = Field(
+        120, gt=0, description="Of one wait between two tries, also where the server's Retry-After asks for more (a day, say)."
+    )
+    max_attempts: Positive | None = Field(
+        None,
+        description="Tries of a request, whatever fails. None: six on 409, 500 and timeouts, on 429 and the like up to outage_s.",
+    )
+    greedy: Literal["required", "sampled"] = Field(
+        "required",
+        description="sampled: for a model that refuses temperature 0; its greedy answer is then one more sample, without a margin.",
+    )
+    supports_n: bool = Field(
+        True, description="False: every sample is its own request. A server that ignores `n` is found out by itself."
+    )
     num_cpus: float = Field(0.1, gt=0, description="CPUs an actor reserves; it only waits on the network.")
     replicas: ReplicasConfig = ReplicasConfig()
 

@@ -1,7 +1,8 @@
-"""Progress of long stages: actors count what is done, the driver shows it.
+"""Progress of long stages: actors count what is done and say what they are doing, the driver shows it.
 
-`ProgressCounter` runs as an actor of no CPU; workers add to it after every batch. `watch` shows its numbers on stderr, as a
-live bar in a terminal and as a line now and then elsewhere (CI, `ray job logs`). Workers' own output stays in Ray's logs.
+`ProgressCounter` runs as an actor of no CPU; workers tell it about once a second. `watch` shows its numbers on stderr, as one
+live display on a terminal and as a line where something is new elsewhere (CI, `ray job logs`). Workers' own output stays in Ray's
+logs.
 """
 
 import logging
@@ -15,35 +16,58 @@ from typing import Any
 import ray
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from firewall_ray.cluster.display import Bars, Display, Lines
+from firewall_ray.cluster.meter import ActorState, Meter
 from firewall_ray.job import console
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
-LOG_EVERY_S = 15.0
+
+Sums = dict[str, dict[str, float]]
+States = dict[str, dict[str, ActorState]]
 
 
 class ProgressCounter:
     """Sums of named amounts by key, for example ``{"weak": {"rows": 640, "tokens": 81_920, "errors": 0}}``."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self._lines: list[str] = []
+        self._sums: Sums = defaultdict(lambda: defaultdict(float))
+        self._states: dict[str, dict[str, tuple[str, float, float, Mapping[str, int]]]] = defaultdict(dict)
+        self._lines: list[tuple[int, str]] = []
 
     def add(self, key: str, amounts: Mapping[str, float]) -> None:
+        """Known names: `rows`, `errors`, `tokens`, and `work`: rows too, with fractions for those that are partly done."""
         for name, amount in amounts.items():
             self._sums[key][name] += amount
 
-    def say(self, line: str) -> None:
-        """A line for the driver's log, such as an epoch's losses."""
-        self._lines.append(line)
+    def state(self, key: str, actor: str, text: str, levels: Mapping[str, int] | None = None) -> None:
+        """What an actor of `key` is doing from now on, "loading the model" for example; nothing, "", once it is gone.
 
-    def read(self) -> tuple[dict[str, dict[str, float]], list[str]]:
-        """All sums, and the lines said since the last call."""
+        levels: of what it has in hand, for example {"running": 256, "waiting": 40}; shown as their sums over actors.
+        """
+        now = time.monotonic()
+        if not text:
+            self._states[key].pop(actor, None)
+            return
+        before = self._states[key].get(actor)
+        since = before[1] if before is not None and before[0] == text else now
+        self._states[key][actor] = (text, since, now, levels or {})
+
+    def say(self, line: str, level: int = logging.INFO) -> None:
+        """A line for the driver's log, such as an epoch's losses."""
+        self._lines.append((level, line))
+
+    def read(self) -> tuple[Sums, States, list[tuple[int, str]]]:
+        """All sums, the actors' states, and the lines said since the last call."""
+        now = time.monotonic()
         lines, self._lines = self._lines, []
-        return {key: dict(sums) for key, sums in self._sums.items()}, lines
+        states = {
+            key: {actor: ActorState(text, now - since, now - told, levels) for actor, (text, since, told, levels) in actors.items()}
+            for key, actors in self._states.items()
+        }
+        return {key: dict(sums) for key, sums in self._sums.items()}, states, lines
 
 
 class DriverHandler(logging.Handler):
@@ -54,7 +78,7 @@ class DriverHandler(logging.Handler):
         self._counter = counter
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._counter.say.remote(self.format(record))
+        self._counter.say.remote(self.format(record), record.levelno)
 
 
 @contextmanager
@@ -67,8 +91,8 @@ def watch(stage: str, totals: Mapping[str, int], done: Mapping[str, int] | None 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     counter = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressCounter).remote()
     finished = threading.Event()
-    show = _show_bars if console.is_terminal else _show_lines
-    thread = threading.Thread(target=show, args=(stage, counter, dict(totals), dict(done or {}), finished), daemon=True)
+    meters = {key: Meter(total, (done or {}).get(key, 0)) for key, total in totals.items()}
+    thread = threading.Thread(target=_show, args=(stage, counter, meters, finished), daemon=True)
     thread.start()
     try:
         yield counter
@@ -78,112 +102,33 @@ def watch(stage: str, totals: Mapping[str, int], done: Mapping[str, int] | None 
         ray.kill(counter)
 
 
-def _show_bars(stage: str, counter: Any, totals: dict[str, int], done: dict[str, int], finished: threading.Event) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rates]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        bars = {
-            key: progress.add_task(f"{stage} {key}", total=total, completed=done.get(key, 0), rates="starting")
-            for key, total in totals.items()
-        }
-        meters = {key: _Meter(total - done.get(key, 0)) for key, total in totals.items()}
-        rows_left = _RowsLeft(stage, totals, done)
-        while True:
-            last = finished.wait(POLL_S)
-            sums_of = _read(counter)
-            rows_left.report(sums_of)
-            for key, sums in sums_of.items():
-                completed = _completed(totals[key], done.get(key, 0), sums)
-                progress.update(bars[key], completed=completed, rates=meters[key].describe(sums))
-            if last:
-                return
-
-
-def _show_lines(stage: str, counter: Any, totals: dict[str, int], done: dict[str, int], finished: threading.Event) -> None:
-    meters = {key: _Meter(total - done.get(key, 0)) for key, total in totals.items()}
-    rows_left = _RowsLeft(stage, totals, done)
-    next_line_at = time.monotonic() + LOG_EVERY_S
-    while True:
-        last = finished.wait(POLL_S)
-        sums_of = _read(counter)
-        rows_left.report(sums_of)
-        if last or time.monotonic() >= next_line_at:
-            next_line_at = time.monotonic() + LOG_EVERY_S
-            for key, total in totals.items():
-                sums = sums_of.get(key, {})
-                completed = _completed(total, done.get(key, 0), sums)
-                rates = meters[key].describe(sums)
-                left_s = (total - completed) / meters[key].rows_per_s if meters[key].rows_per_s else None
-                eta = f", {left_s:,.0f} s left" if left_s else ""
-                logger.info("%s %s: %s of %s rows, %s%s", stage, key, f"{completed:,}", f"{total:,}", rates, eta)
-        if last:
-            return
-
-
-def _read(counter: Any) -> dict[str, dict[str, float]]:
-    """The counter's sums; the lines it was told go to the log."""
+def _show(stage: str, counter: Any, meters: dict[str, Meter], finished: threading.Event) -> None:
+    display: Display = Bars(stage, console) if console.is_terminal else Lines(stage)
+    rows_left = Gauge("firewall_stage_rows_left", "Rows that a running stage has still to do.", tag_keys=("stage", "key"))
+    last = False
     try:
-        sums, lines = ray.get(counter.read.remote(), timeout=5)
+        while not last:
+            last = finished.wait(POLL_S)
+            reading = _read(counter)
+            if reading is not None:
+                sums, states = reading
+                for key, meter in meters.items():
+                    meter.update(time.monotonic(), sums.get(key, {}), states.get(key, {}))
+            for key, meter in meters.items():
+                if meter.total is not None:
+                    # Dashboards read an ETA from it, an alert looks for what stalls. It ends with the driver, as its job does.
+                    rows_left.set(meter.total - meter.rows, {"stage": stage, "key": key})
+            display.show(meters, last=last)
+    finally:
+        display.close()
+
+
+def _read(counter: Any) -> tuple[Sums, States] | None:
+    """What the counter holds; the lines it was told go to the log. None where it does not answer."""
+    try:
+        sums, states, lines = ray.get(counter.read.remote(), timeout=5)
     except ray.exceptions.RayError:
-        return {}  # progress is for looking at; a missed reading must not disturb the stage
-    for line in lines:
-        logger.info("%s", line)
-    return sums
-
-
-def _completed(total: int, done: int, sums: Mapping[str, float]) -> int:
-    """Rows of a batch that a dead worker had counted are counted again by the next one, so the sum can exceed the total."""
-    return min(total, done + int(sums.get("rows", 0)))
-
-
-class _RowsLeft:
-    """The gauge that dashboards read an ETA from and that alerts on what stalls. It ends with the driver, as its job does."""
-
-    def __init__(self, stage: str, totals: Mapping[str, int], done: Mapping[str, int]) -> None:
-        self._stage = stage
-        self._totals = totals
-        self._done = done
-        self._gauge = Gauge("firewall_stage_rows_left", "Rows that a running stage has still to do.", tag_keys=("stage", "key"))
-
-    def report(self, sums_of: Mapping[str, Mapping[str, float]]) -> None:
-        for key, total in self._totals.items():
-            left = total - _completed(total, self._done.get(key, 0), sums_of.get(key, {}))
-            self._gauge.set(left, {"stage": self._stage, "key": key})
-
-
-class _Meter:
-    """Rates from the first row of a key to its last: neither the start of the engines nor the end of others is part of them."""
-
-    def __init__(self, num_rows: int) -> None:
-        self._num_rows = num_rows
-        self._since: tuple[float, dict[str, float]] | None = None
-        self._final: str | None = None
-        self.rows_per_s = 0.0
-
-    def describe(self, sums: Mapping[str, float]) -> str:
-        if not sums.get("rows"):
-            return "starting"
-        if self._final is not None:
-            return self._final
-        now = time.monotonic()
-        if self._since is None:
-            self._since = (now, dict(sums))
-            return "started"
-        then, first = self._since
-        elapsed_s = max(now - then, 1e-9)
-        rates = {name: (amount - first.get(name, 0)) / elapsed_s for name, amount in sums.items()}
-        self.rows_per_s = rates["rows"]
-        words = [f"{rates['rows']:,.1f} rows/s"]
-        if "tokens" in rates:
-            words.append(f"{rates['tokens']:,.0f} tokens/s")
-        if sums.get("errors"):
-            words.append(f"{sums['errors']:,.0f} errors")
-        text = ", ".join(words)
-        if sums["rows"] >= self._num_rows:
-            self._final = text
-        return text
+        return None  # progress is for looking at; a missed reading must not disturb the stage
+    for level, line in lines:
+        logger.log(level, "%s", line)
+    return sums, states

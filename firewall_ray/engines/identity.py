@@ -42,7 +42,7 @@ SPEED_ONLY = frozenset(
 # Of a model served elsewhere: who pays, how fast, and on which node the actor waits.
 NOT_CONTENT = frozenset(
     (
-        *("engine", "api_key_env", "max_concurrency", "timeout_s", "max_attempts", "supports_n"),
+        *("engine", "api_key_env", "max_concurrency", "timeout_s", "max_attempts", "outage_s", "max_wait_s", "supports_n"),
         *("num_cpus", "replicas", "node_resource"),
     )
 )

@@ -1,39 +1,37 @@
 """An OpenAI-compatible HTTP server as an engine: the same rows as vLLM's, for a model that is served elsewhere.
 
 Rows in: `query_id`, `task`, `prompt`. Rows out: `samples/`. Runs on each sampling actor, which only waits on the network:
-requests in flight are bounded by `max_concurrency`, and tried again with exponential backoff and jitter on the statuses
-and network errors that may pass.
+requests in flight are bounded by `max_concurrency`, and asked again where that may help (`http_patience.py`).
 
 What then still fails is one of two things. A query that the server cannot answer becomes a row with `error`. A server that
-cannot be reached or takes no more requests ends the job, resumable: an outage must not turn the rest of a run into errors.
+cannot be reached, takes no more requests or refuses them all ends the job, resumable (`http_outage.py`).
+
+The first query is asked alone, its greedy answer before its samples: what the server refuses is learnt there (`http_dialect.py`),
+or ends the job, before more is paid than one query. It is a query that has to be asked anyway, and from where all will be asked.
 """
 
 import asyncio
-import math
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from typing import Any, TypeVar
 
 import httpx
 import pyarrow as pa
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
-from tenacity.wait import wait_base
 
 from firewall_ray.api_key import read_api_key
 from firewall_ray.config import OpenAIModelConfig
-from firewall_ray.engines.rows import Completion, RowCounts, SamplingSpec, error_row, sample_row, to_table
-from firewall_ray.errors import EngineDied, FirewallRayError
+from firewall_ray.engines.http_answers import CompletionError, answer_of, completions_of, cut, first_token_margin, usage_of
+from firewall_ray.engines.http_dialect import Body, Dialect
+from firewall_ray.engines.http_outage import OF_ONE_QUERY, Outages
+from firewall_ray.engines.http_patience import Patience
+from firewall_ray.engines.report import EngineReport
+from firewall_ray.engines.rows import Completion, SamplingSpec, error_row, sample_row, to_table
+from firewall_ray.errors import EngineDied
 
-UNAVAILABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
-RETRYABLE_STATUSES = UNAVAILABLE_STATUSES | {409, 500}
+T = TypeVar("T")
 
-
-class CompletionError(FirewallRayError):
-    """The server answered with a status or a body that is not a completion."""
-
-    def __init__(self, message: str, status: int | None = None, retry_after_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.status = status
-        self.retry_after_s = retry_after_s
+logger = logging.getLogger(__name__)
 
 
 def api_key(key: str, config: OpenAIModelConfig) -> str | None:
@@ -48,131 +46,187 @@ class OpenAISampler:
         self, model: str, config: OpenAIModelConfig, spec: SamplingSpec, progress: Any = None, secret: str | None = None
     ) -> None:
         self.model = model
-        self._counts = RowCounts(model, progress)
         self._config = config
         self._spec = spec
+        self._secret = secret
+        self._report = EngineReport(model, progress)
         headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
         limits = httpx.Limits(max_connections=config.max_concurrency, max_keepalive_connections=config.max_concurrency)
         self._client = httpx.AsyncClient(headers=headers, timeout=config.timeout_s, limits=limits)
-        self._slots: asyncio.Semaphore | None = None  # made on first use: it belongs to the event loop of the calls
+        self._dialect = Dialect(self._warn, greedy_is_sampled=config.greedy == "sampled")
+        self._patience = Patience(config.base_url, config, self._warn)
+        self._outages = Outages(model, config, self._patience)
+        self._outage: EngineDied | None = None
+        self._is_proven = False  # a query was answered, or failed in a way that says nothing of the next one
+        self._most_choices = spec.num_samples if config.supports_n else 1  # of one request
+        self._gives_n = False
+        # Made on first use: they belong to the event loop of the calls.
+        self._slots: asyncio.Semaphore | None = None
+        self._first: asyncio.Lock | None = None
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         self._slots = self._slots or asyncio.Semaphore(self._config.max_concurrency)
-        rows = await asyncio.gather(*(self._row(query) for query in batch.to_pylist()))
-        self._counts.add(rows)
+        self._first = self._first or asyncio.Lock()
+        if not self._is_proven:
+            self._report.state("first batch")
+        rows = await _all(self._row(query) for query in batch.to_pylist())
+        self._report.flush()
         yield to_table(rows)
 
     async def _row(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        """One row, whatever comes. Raises EngineDied."""
+        assert self._first is not None
+        if not self._is_proven:
+            async with self._first:
+                if not self._is_proven:
+                    return await self._counted(query)
+        return await self._counted(query)
+
+    async def _counted(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        if self._outage is not None:  # another batch has found it
+            raise self._outage
+        work = _Work(self._report)
         try:
-            (samples, num_prompt_tokens), (greedy, margin) = await asyncio.gather(self._sampled(query), self._greedy(query))
+            row = await self._asked(query, work)
+        except EngineDied as e:
+            self._outage = e
+            raise
+        self._report.row(row)
+        work.rest()
+        return row
+
+    async def _asked(self, query: Mapping[str, Any], work: "_Work") -> dict[str, Any]:
+        since = time.monotonic()
+        try:
+            # One after the other: what is refused has then cost no samples.
+            greedy, margin = await self._greedy(query, work)
+            samples, num_prompt_tokens = await self._sampled(query, work)
+            row = sample_row(query, self.model, samples, greedy, margin, num_prompt_tokens)
+            to_table([row])  # what Arrow cannot hold shows here, where it costs one row
         except (CompletionError, httpx.HTTPError) as e:
-            if _is_outage(e):
-                raise EngineDied(f"models.{self.model}.base_url: {self._config.base_url} does not answer any more: {e!r}") from e
-            return error_row(query, self.model, e)  # this query alone failed; the others go on
-        return sample_row(query, self.model, samples, greedy, margin, num_prompt_tokens)
+            if (outage := self._outages.of(e, since)) is not None:
+                raise EngineDied(self._without_secret(str(outage))) from None
+            # Only refusals of the query leave it open whether the server takes any.
+            self._is_proven |= not isinstance(e, CompletionError) or e.status not in OF_ONE_QUERY
+            return self._error_row(query, e)
+        except Exception as e:
+            # A bug of ours. It must not cost the batch, nor be as quiet as a row.
+            logger.exception("query %s of models.%s", query["query_id"], self.model)
+            self._warn(f"query {query['query_id']} failed in this program, which is a bug: {type(e).__name__}: {e}")
+            return self._error_row(query, e)
+        self._is_proven = True
+        self._outages.query_answered()
+        return row
 
-    async def _sampled(self, query: Mapping[str, Any]) -> tuple[list[Completion], int | None]:
+    async def _greedy(self, query: Mapping[str, Any], work: "_Work") -> tuple[Completion, float | None]:
+        top2 = {"logprobs": True, "top_logprobs": 2} if self._config.api == "chat" else {"logprobs": 2}
+        answer = await self._ask("greedy", query, {"n": 1, "temperature": 0.0, **top2})
+        work.done(1 / (self._spec.num_samples + 1))
+        margin = first_token_margin(answer) if self._config.greedy == "required" else None
+        return self._completions(query, answer)[0], margin
+
+    async def _sampled(self, query: Mapping[str, Any], work: "_Work") -> tuple[list[Completion], int | None]:
+        """The n samples in as few requests as the server gives them in, and the prompt's tokens as it counts them."""
         spec = self._spec
-        n = spec.num_samples if self._config.supports_n else 1
-        settings = {"n": n, "temperature": spec.temperature, "top_p": spec.top_p}
-        answers = await asyncio.gather(*(self._post(query, settings) for _ in range(spec.num_samples // n)))
-        completions = [completion for answer in answers for completion in completions_of(answer)]
-        if len(completions) != spec.num_samples:
-            raise CompletionError(
-                f"asked for n = {spec.num_samples} samples, got {len(completions)}: the server ignores `n`; "
-                f"set models.{self.model}.supports_n: false"
-            )
-        return completions, (answers[0].get("usage") or {}).get("prompt_tokens")
+        completions: list[Completion] = []
+        num_prompt_tokens = None
+        while missing := spec.num_samples - len(completions):
+            size = min(missing, self._most_choices)
+            settings = {"n": size, "temperature": spec.temperature, "top_p": spec.top_p}
+            # The first request goes alone where the server has never shown that it gives as many choices as are asked for.
+            at_once = missing // size if self._gives_n or size == 1 else 1
+            for answer in await _all(self._ask("sampled", query, settings) for _ in range(at_once)):
+                given = self._completions(query, answer)[:size]
+                self._learn_choices(asked=size, given=len(given))
+                work.done(len(given) / (spec.num_samples + 1))
+                completions += given
+                num_prompt_tokens = usage_of(answer, "prompt_tokens") if num_prompt_tokens is None else num_prompt_tokens
+        return completions[: spec.num_samples], num_prompt_tokens
 
-    async def _greedy(self, query: Mapping[str, Any]) -> tuple[Completion, float | None]:
-        chat = self._config.api == "chat"
-        top2 = {"logprobs": True, "top_logprobs": 2} if chat else {"logprobs": 2}
-        answer = await self._post(query, {"n": 1, "temperature": 0.0, **top2})
-        return completions_of(answer)[0], first_token_margin(answer)
+    def _learn_choices(self, *, asked: int, given: int) -> None:
+        """Fewer choices than asked for: the server ignores `n`, or has a limit. One that gave as many before has only stumbled."""
+        if given == asked:
+            self._gives_n |= asked > 1
+        elif not self._gives_n and given < self._most_choices:
+            self._most_choices = given
+            self._warn(f"the server gives {given} of n = {asked} samples; the others are asked for in requests of {given}")
 
-    async def _post(self, query: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._slots is not None
+    def _completions(self, query: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Completion]:
+        stop = self._spec.stop[query["task"]]
+        return [cut(completion, stop) for completion in completions_of(answer)]
+
+    async def _ask(self, kind: str, query: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         task = query["task"]
-        body: dict[str, Any] = {"model": self._config.model, "max_tokens": self._spec.max_tokens[task], **settings}
+        body: Body = {"model": self._config.model, "max_tokens": self._spec.max_tokens[task], **settings}
         if self._spec.stop[task]:
             body["stop"] = list(self._spec.stop[task])
         if self._config.api == "chat":
-            url, body["messages"] = "/chat/completions", [{"role": "user", "content": query["prompt"]}]
+            body["messages"] = [{"role": "user", "content": query["prompt"]}]
         else:
-            url, body["prompt"] = "/completions", query["prompt"]
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(_may_pass),
-            stop=stop_after_attempt(self._config.max_attempts),
-            wait=_WaitAsTold(),
-            reraise=True,
-        )
-        async for attempt in retrying:
+            body["prompt"] = query["prompt"]
+        return await self._dialect.ask(f"{kind}, {len(self._spec.stop[task])} stop strings", body, self._post)
+
+    async def _post(self, body: Body) -> dict[str, Any]:
+        """Raises CompletionError and httpx.HTTPError once nothing helps, EngineDied where another query has found an outage."""
+        assert self._slots is not None
+        url = self._config.base_url.rstrip("/") + ("/chat/completions" if self._config.api == "chat" else "/completions")
+        async for attempt in self._patience.retrying():
             with attempt:
                 async with self._slots:
-                    response = await self._client.post(self._config.base_url.rstrip("/") + url, json=body)
-                return _checked(response)
+                    if self._outage is not None:
+                        raise self._outage
+                    self._report.level("running", +1)
+                    try:
+                        response = await self._client.post(url, json=body)
+                    finally:
+                        self._report.level("running", -1)
+                return self._answer(response)
         raise AssertionError("unreachable: the last attempt raises")
 
+    def _answer(self, response: httpx.Response) -> dict[str, Any]:
+        try:
+            answer = answer_of(response)
+        except CompletionError as e:
+            if e.status is None or e.status in OF_ONE_QUERY:
+                self._patience.answered()
+            raise
+        self._patience.answered()
+        return answer
 
-class _WaitAsTold(wait_base):
-    """Exponential backoff with jitter, from half a second to half a minute, and never less than the server's Retry-After."""
+    def _error_row(self, query: Mapping[str, Any], error: Exception) -> dict[str, Any]:
+        row = error_row(query, self.model, error)
+        return {**row, "error": self._without_secret(row["error"])}
 
-    _backoff = wait_exponential_jitter(initial=0.5, max=30)
+    def _warn(self, line: str) -> None:
+        self._report.warn(self._without_secret(f"models.{self.model}: {line}"))
 
-    def __call__(self, retry_state: Any) -> float:
-        error = retry_state.outcome.exception()
-        return max(self._backoff(retry_state), getattr(error, "retry_after_s", 0.0))
-
-
-def completions_of(answer: Mapping[str, Any]) -> list[Completion]:
-    """The choices of a completions or chat answer. Token counts are known only where one choice has the usage to itself."""
-    choices = answer["choices"]
-    alone = (answer.get("usage") or {}).get("completion_tokens") if len(choices) == 1 else None
-    return [Completion(_text(choice), alone, choice.get("finish_reason")) for choice in choices]
-
-
-def first_token_margin(answer: Mapping[str, Any]) -> float | None:
-    """p1 - p2 of the first token, from either API's logprobs; None where the server sends none."""
-    logprobs = answer["choices"][0].get("logprobs") or {}
-    if "content" in logprobs:  # chat
-        content = logprobs["content"] or []
-        top = [entry["logprob"] for entry in content[0]["top_logprobs"]] if content else []
-    else:  # completions
-        tops = logprobs.get("top_logprobs") or []
-        top = list(tops[0].values()) if tops and tops[0] else []
-    if not top:
-        return None
-    first, second, *_ = [*sorted((math.exp(value) for value in top), reverse=True), 0.0]
-    return first - second
+    def _without_secret(self, text: str) -> str:
+        """Some servers repeat the key that they refuse."""
+        return text.replace(self._secret, "[the key]") if self._secret else text
 
 
-def _text(choice: Mapping[str, Any]) -> str:
-    return (choice["message"].get("content") or "") if "message" in choice else choice["text"]
+class _Work:
+    """One row's share of the progress: 1 in all, however many requests it takes and however it ends."""
+
+    def __init__(self, report: EngineReport) -> None:
+        self._report = report
+        self._left = 1.0
+
+    def done(self, amount: float) -> None:
+        amount = min(amount, self._left)
+        self._left -= amount
+        self._report.add({"work": amount})
+
+    def rest(self) -> None:
+        self.done(self._left)
 
 
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, httpx.TransportError) or (isinstance(error, CompletionError) and error.status in RETRYABLE_STATUSES)
-
-
-def _is_outage(error: BaseException) -> bool:
-    """Whether the server, not the query, is at fault. A read that timed out may be one query's too long answer."""
-    if isinstance(error, CompletionError):
-        return error.status in UNAVAILABLE_STATUSES
-    return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.ReadTimeout)
-
-
-def _checked(response: httpx.Response) -> dict[str, Any]:
-    if response.status_code != 200:
-        retry_after = response.headers.get("retry-after", "")
-        raise CompletionError(
-            f"HTTP {response.status_code} from {response.request.url}: {response.text[:500]}",
-            response.status_code,
-            float(retry_after) if retry_after.isdigit() else 0.0,
-        )
+async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """As asyncio.gather, but the first error ends the others: after an outage nothing more is asked, nor paid."""
+    tasks = [asyncio.ensure_future(each) for each in coroutines]
     try:
-        answer: dict[str, Any] = response.json()
-        if not answer["choices"]:
-            raise KeyError("choices")
-    except (ValueError, KeyError, TypeError) as e:
-        raise CompletionError(f"not a completion from {response.request.url}: {response.text[:200]}") from e
-    return answer
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise

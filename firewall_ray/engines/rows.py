@@ -3,12 +3,11 @@
 Runs on the sampling actors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from ray.util.metrics import Counter
 
 from firewall_ray.schemas import SAMPLES
 
@@ -49,10 +48,10 @@ def sample_row(
         "query_id": query["query_id"],
         "task": query["task"],
         "model": model,
-        "texts": [sample.text for sample in samples],
+        "texts": [without_surrogates(sample.text) for sample in samples],
         "num_generated_tokens": [sample.num_tokens for sample in samples],
-        "finish_reasons": [sample.finish_reason for sample in samples],
-        "greedy_text": greedy.text,
+        "finish_reasons": [sample.finish_reason and without_surrogates(sample.finish_reason) for sample in samples],
+        "greedy_text": without_surrogates(greedy.text),
         "greedy_margin": greedy_margin,
         "num_prompt_tokens": num_prompt_tokens,
         "error": None,
@@ -67,37 +66,14 @@ def error_row(query: Mapping[str, Any], model: str, error: BaseException) -> dic
         "query_id": query["query_id"],
         "task": query["task"],
         "model": model,
-        "error": message[:2_000],
+        "error": without_surrogates(message[:2_000]),
     }
+
+
+def without_surrogates(text: str) -> str:
+    """The text as Arrow can hold it: a pair of surrogates is its character, half a pair (a text cut inside an emoji) U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def to_table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SAMPLES)
-
-
-class RowCounts:
-    """What an actor has sampled, for the driver's progress (`progress` is its counter, or None) and for Ray's dashboard."""
-
-    def __init__(self, model: str, progress: Any) -> None:
-        tags = {"model": model}
-        self._model = model
-        self._progress = progress
-        self._metrics = {
-            "rows": Counter("firewall_sampling_rows", "Queries sampled.", tag_keys=("model",)),
-            "tokens": Counter("firewall_sampling_tokens", "Tokens generated, the n samples only.", tag_keys=("model",)),
-            "errors": Counter("firewall_sampling_errors", "Queries that failed and became rows with `error`.", tag_keys=("model",)),
-        }
-        for metric in self._metrics.values():
-            metric.set_default_tags(tags)
-
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        amounts = {
-            "rows": len(rows),
-            "tokens": sum(count or 0 for row in rows for count in row["num_generated_tokens"] or ()),
-            "errors": sum(row["error"] is not None for row in rows),
-        }
-        for name, amount in amounts.items():
-            if amount:
-                self._metrics[name].inc(amount)
-        if self._progress is not None:
-            self._progress.add.remote(self._model, amounts)

@@ -22,7 +22,9 @@ import pyarrow as pa
 
 from firewall_ray.config import VllmModelConfig
 from firewall_ray.engines.orphans import core_ends_with_actor
-from firewall_ray.engines.rows import Completion, RowCounts, SamplingSpec, error_row, sample_row, to_table
+from firewall_ray.engines.report import EngineReport
+from firewall_ray.engines.rows import Completion, SamplingSpec, error_row, sample_row, to_table
+from firewall_ray.engines.vllm_progress import EngineMeter, phases_told
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,8 @@ class VllmSampler:
 
     def __init__(self, model: str, config: VllmModelConfig, spec: SamplingSpec, progress: Any = None) -> None:
         self.model = model
-        self._counts = RowCounts(model, progress)
-        self._engine = EngineThread(config, spec.seed)
+        self._report = EngineReport(model, progress)
+        self._engine = EngineThread(config, spec, self._report)
         self._params = {task: sampling_params(spec, task) for task in spec.max_tokens}
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
@@ -43,11 +45,16 @@ class VllmSampler:
         inputs = [self._engine.render(query["prompt"]) for query in queries]
         sampled = [self._engine.submit(i, self._params[q["task"]][0]) for i, q in zip(inputs, queries, strict=True)]
         greedy = [self._engine.submit(i, self._params[q["task"]][1]) for i, q in zip(inputs, queries, strict=True)]
-        rows = [await self._row(*args) for args in zip(queries, sampled, greedy, strict=True)]
-        self._counts.add(rows)
+        rows = await asyncio.gather(*(self._row(*args) for args in zip(queries, sampled, greedy, strict=True)))
+        self._report.flush()
         yield to_table(rows)
 
     async def _row(self, query: Mapping[str, Any], sampled: "Future[Any]", greedy: "Future[Any]") -> dict[str, Any]:
+        row = await self._made(query, sampled, greedy)
+        self._report.row(row)
+        return row
+
+    async def _made(self, query: Mapping[str, Any], sampled: "Future[Any]", greedy: "Future[Any]") -> dict[str, Any]:
         try:
             samples, best = await asyncio.wrap_future(sampled), await asyncio.wrap_future(greedy)
         except Exception as e:  # this query alone is at fault (say, too long a prompt); the others go on
@@ -92,8 +99,11 @@ class EngineThread:
     The engine is vLLM's synchronous one, the same that `vllm.LLM.generate` drives, but fed while it runs.
     """
 
-    def __init__(self, config: VllmModelConfig, seed: int) -> None:
-        self._engine = start_engine(config, seed)
+    def __init__(self, config: VllmModelConfig, spec: SamplingSpec, report: EngineReport) -> None:
+        report.state("loading the model")
+        self._engine = start_engine(config, spec.seed, report)
+        self._meter = EngineMeter(self._engine, spec.num_samples + 1, report)
+        report.state("waiting for its first batch")
         from vllm.exceptions import VLLMClientError
 
         self._refusals = (VLLMClientError, ValueError, TypeError)  # what vLLM raises for a request that it cannot take
@@ -122,10 +132,13 @@ class EngineThread:
         try:
             while True:
                 while not self._inbox.empty() or not self._engine.has_unfinished_requests():
+                    if self._inbox.empty():
+                        self._meter.tell()  # nothing may follow for a while
                     self._add(str(next(numbers)), *self._inbox.get())
                 for output in self._engine.step():
                     if output.finished:
                         self._waiting.pop(output.request_id).set_result(output)
+                self._meter.stepped()
         except BaseException:
             # The engine is beyond repair inside this process (device memory, a dead worker). Leaving makes Ray start the
             # actor again, at most `sampling.max_restarts` times, and hand its rows to the new one.
@@ -136,13 +149,14 @@ class EngineThread:
         try:
             self._waiting[request_id] = future
             self._engine.add_request(request_id, prompt, params)
+            self._meter.added(params.n)
         except self._refusals as e:
             del self._waiting[request_id]
             future.set_exception(e)
 
 
-def start_engine(config: VllmModelConfig, seed: int) -> Any:
-    """A `vllm.v1.engine.llm_engine.LLMEngine` for this model, with the environment that its device needs."""
+def start_engine(config: VllmModelConfig, seed: int, report: EngineReport) -> Any:
+    """A `vllm.v1.engine.llm_engine.LLMEngine` for this model, in the environment that its device needs. report: of its phases."""
     on_cpu = config.device == "cpu"
     if on_cpu:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(math.ceil(config.kv_cache_gib))
@@ -160,7 +174,8 @@ def start_engine(config: VllmModelConfig, seed: int) -> Any:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     # As `vllm.LLM` has it: vLLM then picks the batch limits of offline use, larger than a server's.
-    return LLMEngine.from_engine_args(EngineArgs(**engine_args(config, seed)), usage_context=UsageContext.LLM_CLASS)
+    with phases_told(report):
+        return LLMEngine.from_engine_args(EngineArgs(**engine_args(config, seed)), usage_context=UsageContext.LLM_CLASS)
 
 
 def engine_args(config: VllmModelConfig, seed: int) -> dict[str, Any]:

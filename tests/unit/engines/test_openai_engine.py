@@ -77,13 +77,21 @@ def server() -> Iterator[FaultyServer]:
     http.shutdown()
 
 
-def sample(server: FaultyServer, num_queries: int = 1, secret: str | None = None, **config: Any) -> list[dict[str, Any]]:
-    sampler = OpenAISampler("m", OpenAIModelConfig(engine="openai", base_url=server.url, model="id", **config), SPEC, None, secret)
+def sample(
+    server: FaultyServer,
+    num_queries: int = 1,
+    secret: str | None = None,
+    spec: SamplingSpec = SPEC,
+    progress: Any = None,
+    **config: Any,
+) -> list[dict[str, Any]]:
+    model = OpenAIModelConfig(engine="openai", base_url=server.url, model="id", **config)
+    sampler = OpenAISampler("m", model, spec, progress, secret)
     batch = pa.table(
         {
             "query_id": [f"q{i}" for i in range(num_queries)],
             "task": ["t"] * num_queries,
-            "prompt": ["Question: x\nAnswer: "] * num_queries,
+            "prompt": [f"Question: Q{i}\nAnswer: " for i in range(num_queries)],
         }
     )
 
@@ -112,11 +120,19 @@ def test_a_server_without_n_is_asked_once_a_sample_and_counts_tokens(server: Fau
     assert [body["n"] for body in server.bodies] == [1] * 5
 
 
-def test_a_server_that_ignores_n_becomes_an_error_that_names_the_setting(server: FaultyServer) -> None:
-    server.behave = lambda body, number: completion({**body, "n": 1})
+@pytest.mark.parametrize(("most", "asked"), [(1, [1, 4, 1, 1, 1]), (2, [1, 4, 2]), (3, [1, 4, 1])])
+def test_a_server_that_ignores_n_or_bounds_it_is_asked_for_the_rest(server: FaultyServer, most: int, asked: list[int]) -> None:
+    server.behave = lambda body, number: completion({**body, "n": min(most, body["n"])})
+    rows = sample(server, num_queries=2)
+    assert [len(row["texts"]) for row in rows] == [4, 4]
+    assert [body["n"] for body in server.bodies][: len(asked)] == asked
+    assert all(body["n"] <= most for body in server.bodies[2:])  # learnt at the first answer
+
+
+def test_more_choices_than_asked_for_are_as_many_as_asked_for(server: FaultyServer) -> None:
+    server.behave = lambda body, number: completion({**body, "n": body["n"] + 2})
     (row,) = sample(server)
-    assert row["texts"] is None
-    assert "models.m.supports_n: false" in row["error"]
+    assert row["texts"] == ["s0", "s1", "s2", "s3"]
 
 
 def test_passing_faults_are_tried_again_and_retry_after_is_kept(server: FaultyServer) -> None:
@@ -127,12 +143,12 @@ def test_passing_faults_are_tried_again_and_retry_after_is_kept(server: FaultySe
 
 
 def test_lasting_faults_become_error_rows_and_the_others_go_on(server: FaultyServer) -> None:
-    server.behave = lambda body, number: (400, {}, {"error": "no"}) if number == 1 else completion(body)
+    server.behave = lambda body, number: (400, {}, {"error": "no"}) if "Q1" in body["prompt"] else completion(body)
     rows = sample(server, num_queries=3)
-    failed = [row for row in rows if row["error"]]
-    assert len(failed) == 1
-    assert "HTTP 400" in failed[0]["error"]
-    assert len(server.bodies) == 6  # a 400 is not tried again
+    (failed,) = [row for row in rows if row["error"]]
+    assert failed["query_id"] == "q1"
+    assert "HTTP 400" in failed["error"]
+    assert len(server.bodies) == 5  # neither is that 400 tried again, nor are its samples asked for
 
 
 def test_attempts_are_bounded(server: FaultyServer) -> None:
@@ -190,7 +206,7 @@ def test_chat_sends_one_user_message_and_reads_its_logprobs(server: FaultyServer
     (row,) = sample(server, api="chat")
     assert row["texts"] == ["hi"] * 4
     assert row["greedy_margin"] == pytest.approx(0.5)
-    assert server.bodies[0]["messages"] == [{"role": "user", "content": "Question: x\nAnswer: "}]
+    assert server.bodies[0]["messages"] == [{"role": "user", "content": "Question: Q0\nAnswer: "}]
 
 
 def test_the_key_goes_into_the_header_and_a_missing_one_is_named(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
