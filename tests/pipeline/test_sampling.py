@@ -1,5 +1,6 @@
 """Sampling for real: vLLM on Ray Data actors, checked against exact probabilities, and killed in the middle."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,9 @@ from quickstart_models import exact_pass_rates
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig
+from firewall_ray.config import RunConfig, VllmModelConfig
+from firewall_ray.engines.rows import SamplingSpec
+from firewall_ray.engines.vllm_engine import VllmSampler
 from firewall_ray.errors import ArtifactError, EngineDied, ModelError, TaskError
 from firewall_ray.queries import run_prepare_queries
 from firewall_ray.sampling import run_sampling
@@ -238,3 +242,33 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 240, give_up: Call
         assert not give_up(), "the process ended before the condition came true"
         time.sleep(0.05)
     raise TimeoutError("the condition never came true")
+
+
+def test_tokens_move_before_the_first_batch_ends_and_the_engine_says_what_it_does() -> None:
+    """One batch of everything: counted by the batch, nothing would be told before all of it is done."""
+    told: list[tuple[Any, ...]] = []
+
+    class Told:
+        def __getattr__(self, name: str) -> Any:
+            return SimpleNamespace(remote=lambda *arguments: told.append((name, *arguments)))
+
+    model = {"path": "quickstart/models/weak", "device": "cpu", "dtype": "float32", "max_num_seqs": 32}
+    spec = SamplingSpec(num_samples=16, temperature=1.0, top_p=1.0, seed=0, stop={"t": ()}, max_tokens={"t": 24})
+    sampler = VllmSampler("weak", VllmModelConfig(**model, engine_kwargs={"enforce_eager": True}), spec, Told())
+    queries = {"query_id": [f"q{i}" for i in range(300)], "task": ["t"] * 300, "prompt": ["Question: what is 1?\nAnswer:"] * 300}
+
+    async def run() -> pa.Table:
+        return await anext(sampler(pa.table(queries)))
+
+    num_tokens = sum(map(sum, asyncio.run(run())["num_generated_tokens"].to_pylist()))
+    amounts = [call[2] for call in told if call[0] == "add"]
+    first_row = next(number for number, each in enumerate(amounts) if each.get("rows"))
+    before = [each for each in amounts[:first_row] if each.get("tokens")]
+    assert before, "nothing was told before the first row was whole"
+    assert sum(each.get("rows", 0) for each in amounts) == 300
+    assert sum(each.get("work", 0) for each in amounts) == pytest.approx(300, abs=1)
+    assert num_tokens <= sum(each.get("tokens", 0) for each in amounts) <= num_tokens + 300 * 24  # the greedy ones too
+    states = [call[3] for call in told if call[0] == "state"]
+    assert list(dict.fromkeys(states))[:1] == ["loading the model"]
+    assert {"first batch", "sampling"} <= set(states)
+    assert any(call[4].get("running") for call in told if call[0] == "state")
