@@ -39,13 +39,21 @@ def read_outcomes(path: Path, outcomes: OutcomesConfig, names: Mapping[str, str]
     Raises TaskError naming file and row for a column that is not there, and for a value that is none of its kind.
     """
     wanted = set(names.values())
+    named: OutcomeColumns | None = None
     columns: OutcomeColumns | None = None
+    shapes: dict[tuple[str, ...], OutcomeColumns] = {}
     for record in read_file("outcomes", path):
-        columns = columns or _present(record, outcomes.columns)
-        model = record.text(columns.model)
+        named = named or _present(record, outcomes.columns)  # a column that is called otherwise is missing in the first row
+        model = record.text(named.model)
         if model not in wanted:
             yield Outcome(record.where, "", "", model, None, False, None, "", None)
             continue
+        names_here = tuple(record.fields)
+        if (present := shapes.get(names_here)) is None:  # a file has few shapes of rows, and as many rows as it likes
+            present = shapes[names_here] = _present(record, outcomes.columns)
+        columns = columns or present
+        if present != columns:
+            raise _sometimes(record, columns, present)
         question = record.text(columns.query)
         yield Outcome(
             record.where,
@@ -55,15 +63,15 @@ def read_outcomes(path: Path, outcomes: OutcomesConfig, names: Mapping[str, str]
             _verdicts(record, columns, f"{model}\n{question}"),
             _flag(record, columns.greedy) if columns.greedy else False,
             _whole(record, columns.sample_index, 0) if columns.sample_index else None,
-            str(record.fields.get(columns.query_id)) if columns.query_id else "",
+            _own_id(record, columns.query_id) if columns.query_id else "",
             _split(record, columns.split) if columns.split else None,
         )
-    if columns is None:
+    if named is None:
         raise TaskError(f"outcomes: {path} has no rows.")
 
 
 def _present(record: Record, columns: OutcomeColumns) -> OutcomeColumns:
-    """The columns that the file has, judged by its first row: optional ones that the config does not name are then off."""
+    """The columns that the row has: optional ones that the config does not name, and that are not there, are off."""
     missing = []
     for role, name in columns.model_dump(exclude_none=True).items():
         if name not in record.fields:
@@ -74,6 +82,27 @@ def _present(record: Record, columns: OutcomeColumns) -> OutcomeColumns:
                 )
             missing.append(role)
     return columns.model_copy(update=dict.fromkeys(missing))
+
+
+def _sometimes(record: Record, before: OutcomeColumns, here: OutcomeColumns) -> TaskError:
+    """For an optional column that some rows have and others lack: read or not, it would be wrong for one of them."""
+    role = next(role for role in OutcomeColumns.model_fields if getattr(before, role) != getattr(here, role))
+    name, is_here = getattr(before, role) or getattr(here, role), getattr(here, role) is not None
+    found = f"has {name!r}, which rows before it lack" if is_here else f"lacks {name!r}, which rows before it have"
+    return TaskError(
+        f"{record.where}: {found}. Give every row of these models a value; or, where the column is not to be read at all, set "
+        f"queries.outcomes.columns.{role}: null."
+    )
+
+
+def _own_id(record: Record, name: str) -> str:
+    value = record.value(name)
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        raise TaskError(
+            f"{record.where}: `{name}` is empty. Give every row of these models an id, or set "
+            "queries.outcomes.columns.query_id: null."
+        )
+    return str(value)
 
 
 def _verdicts(record: Record, columns: OutcomeColumns, seed: str) -> list[bool] | None:
@@ -133,10 +162,10 @@ def _whole(record: Record, name: str, least: int) -> int:
 
 
 def _split(record: Record, name: str) -> str:
-    split = record.text(name)
+    split = record.value(name)
     if split not in SPLITS:
         raise TaskError(
             f"{record.where}: `{name}` must be one of {', '.join(SPLITS)}, there is {split!r:.60}. To draw the splits set "
             "queries.outcomes.columns.split: null."
         )
-    return split
+    return str(split)

@@ -1,24 +1,22 @@
 """Outcomes that exist already -> queries/ and grades/<model>/: logs or a published evaluation in place of sampling and grading.
 
 Rows in: a file with a row for each answer of a model to a query and whether it was right. Rows out: the two datasets that
-`jobs/label.py` reads, so that every stage after it works unchanged. Runs in the driver. Rows are streamed; what stays in
-memory is each question once, and a verdict an answer.
+`jobs/label.py` reads, so that every stage after it works unchanged. Runs in the driver.
 
-What the file leaves open:
+A question's answers may lie anywhere in the file, so rows are split into buckets on the local disk by a hash of the question
+(`spill.py`). A bucket at a time is in memory, where it becomes queries with their grades; these are merged back into the order in
+which the questions first come.
 
-* A query is its text: rows of the same text and task are answers to the same query, whatever ids they carry.
-* The greedy answer, where no row is marked as greedy, counts as right where at least half of the samples are.
-* Labels need as many samples of both models. Where a query has 32 of one and 1 of another, the fewer are repeated to the
-  least common multiple, which changes no pass rate.
-* A pass rate of n samples becomes n verdicts, in an order drawn by a hash: only `win_rate` pairs samples by their order.
-* An answer without a verdict (null, empty) makes its model's grade an error, which labels leave out and count.
+What the file leaves open is decided in `outcome_answers.py`.
 """
 
 import hashlib
+import heapq
+import itertools
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,38 +27,34 @@ from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore, Dataset
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ConfigError, TaskError
 from firewall_ray.job import StageResult
+from firewall_ray.outcome_answers import Asked, collect, grade_of, num_samples
 from firewall_ray.outcome_rows import Outcome, read_outcomes
-from firewall_ray.queries import keep_first, quotas
+from firewall_ray.queries import quotas
 from firewall_ray.queries_config import OutcomesConfig
 from firewall_ray.schemas import GRADES, QUERIES
-from firewall_ray.tasks.base import Query, make_query
+from firewall_ray.spill import MAX_BUCKETS, READ_ROWS, LocalRows, Spill, spill_folder
+from firewall_ray.tasks.base import make_query, query_id
 from firewall_ray.tasks.splits import draw_split
 
-MAX_SAMPLES = 10_000  # of a query, after repetition
+BUCKET_BYTES = 4 * 2**20  # of the file; as Python objects about 30 MiB
+MERGE_ROWS = 64  # of each bucket in memory while they are merged
+
+# What lies on the local disk in between: rows of the file, then queries. number: of a row, and of the first that asks a query.
+ROWS = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("query_id", "where", "task", "question", "model")),
+        pa.field("verdicts", pa.list_(pa.bool_())),
+        pa.field("greedy", pa.bool_()),
+        pa.field("sample_index", pa.int64()),
+        pa.field("file_id", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("number", pa.int64()),
+    ]
+)
+_GRADE = pa.struct([GRADES.field(name) for name in ("model", "correct", "greedy_correct", "error")])
+QUERIES_AND_GRADES = pa.schema([*QUERIES, pa.field("number", pa.int64()), pa.field("grades", pa.list_(_GRADE))])
 
 logger = logging.getLogger("firewall_ray")
-
-
-@dataclass
-class Answers:
-    """Of one model to one query. verdicts: by (the file's id, number of the sample)."""
-
-    verdicts: dict[tuple[str, int], list[bool]] = field(default_factory=dict)
-    greedy: bool | None = None
-    error: str | None = None
-
-    def samples(self) -> list[bool]:
-        """In the order of their numbers; the greedy answer alone where nothing was sampled."""
-        found = [verdict for key in sorted(self.verdicts) for verdict in self.verdicts[key]]
-        return found or ([] if self.greedy is None else [self.greedy])
-
-
-@dataclass
-class Asked:
-    """One query with the answers of every model, by its key."""
-
-    split: str | None
-    answers: dict[str, Answers] = field(default_factory=dict)
 
 
 def run_import(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> list[StageResult]:
@@ -78,18 +72,10 @@ def run_import(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
     datasets = {"queries": store.queries(), **{key: store.grades(key) for key in names}}
     actions = {name: dataset.plan(settings, force=force) for name, dataset in datasets.items()}
     if set(actions.values()) != {"skip"}:
-        asked = collect(read_outcomes(path, outcomes, names), names, str(path))
-        queries = _queries(asked, outcomes, limit)
-        num_samples = {query.query_id: _num_samples(query, asked[query.task, query.question]) for query in queries}
-        run = config.model_dump(mode="json")
-        _write(datasets["queries"], settings, run, [query._asdict() for query in queries], QUERIES, _split_counts(queries))
-        for key in names:
-            grades = [row for query in queries if (row := _grade(query, asked, key, num_samples)) is not None]
-            counts = {
-                "errors": sum(row["error"] is not None for row in grades),
-                "queries_without_answers": len(queries) - len(grades),
-            }
-            _write(datasets[key], settings, run, grades, GRADES, counts)
+        with spill_folder() as folder:
+            found = _sorted_out(path, outcomes, names, folder)
+            kept = quotas(found.num_queries, limit)
+            _write(datasets, settings, config.model_dump(mode="json"), found.in_order(kept), kept)
     action = "skip" if set(actions.values()) == {"skip"} else "run"
     return [
         {"stage": "import_outcomes", "dataset": name, "action": action, "path": dataset.path, **dataset.manifest()["counts"]}
@@ -97,102 +83,120 @@ def run_import(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
     ]
 
 
-def collect(rows: Iterator[Outcome], names: Mapping[str, str], where: str) -> dict[tuple[str, str], Asked]:
-    """The answers of every (task, question), in the order in which the questions first come.
-
-    names: what the file calls the model of each key. Raises TaskError for an answer that comes twice, for a question in two
-    splits, and for a model without rows.
-    """
-    keys = {name: key for key, name in names.items()}
-    asked: dict[tuple[str, str], Asked] = {}
+def _sorted_out(path: Path, outcomes: OutcomesConfig, names: Mapping[str, str], folder: Path) -> "Found":
+    """Everything read and checked, a bucket at a time. Raises TaskError, also for a model without rows."""
     num_rows: Counter[str] = Counter()
-    for row in rows:
-        num_rows[row.model] += 1
-        if row.model not in keys:
-            continue
-        query = asked.setdefault((row.task, row.question), Asked(row.split))
-        if query.split != row.split:
-            raise TaskError(f"{row.where}: the question is of the split {row.split!r}, and of {query.split!r} in a row before.")
-        _add(query.answers.setdefault(keys[row.model], Answers()), row)
+    rows = read_outcomes(path, outcomes, names)
+    spill = Spill(_batches(rows, names, num_rows), ROWS, _num_buckets(path), folder / "rows")
+    _check_models(num_rows, names, str(path))
+    found = Found()
+    for bucket in range(len(spill.paths)):
+        asked = collect(_outcomes(spill.bucket(bucket)), names)
+        spill.paths[bucket].unlink()
+        rows_of_bucket = [_row(task, question, query, outcomes) for (task, question), query in asked.items()]
+        found.num_queries.update((row["task"], row["split"]) for row in rows_of_bucket)
+        batches = (
+            pa.RecordBatch.from_pylist(rows_of_bucket[start : start + MERGE_ROWS], QUERIES_AND_GRADES)
+            for start in range(0, len(rows_of_bucket), MERGE_ROWS)
+        )
+        found.buckets.append(LocalRows(batches, QUERIES_AND_GRADES))
+    return found
+
+
+def _num_buckets(path: Path) -> int:
+    """Of about BUCKET_BYTES of text: what compressed files hold is several times as much."""
+    factor = 1 if path.name.lower().endswith((".csv", ".jsonl")) else 8
+    return min(max(-(-path.stat().st_size * factor // BUCKET_BYTES), 1), MAX_BUCKETS)
+
+
+def _batches(rows: Iterator[Outcome], names: Mapping[str, str], num_rows: Counter[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of these models as `ROWS`; all are counted by model on the way."""
+    wanted = set(names.values())
+
+    def kept() -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(rows):
+            num_rows[row.model] += 1
+            if row.model in wanted:
+                yield {**row._asdict(), "file_id": row.query_id, "query_id": query_id(row.task, row.question), "number": number}
+
+    of_models = kept()
+    while batch := list(itertools.islice(of_models, READ_ROWS)):
+        yield pa.RecordBatch.from_pylist(batch, ROWS)
+
+
+def _outcomes(rows: pa.Table) -> Iterator[tuple[int, Outcome]]:
+    """Back from a bucket, each with its number in the file."""
+    for batch in rows.to_batches(max_chunksize=MERGE_ROWS):
+        for row in batch.to_pylist():
+            number, row["query_id"] = row.pop("number"), row.pop("file_id")
+            yield number, Outcome(**row)
+
+
+@dataclass
+class Found:
+    """buckets: of `QUERIES_AND_GRADES`, each by `number`. num_queries: of every (task, split)."""
+
+    buckets: list[LocalRows] = field(default_factory=list)
+    num_queries: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def in_order(self, kept: Mapping[tuple[str, str], int]) -> Iterator[dict[str, Any]]:
+        """The first `kept` queries of every (task, split), in the order in which the file first asks them."""
+        streams = ((row for batch in bucket.batches() for row in batch.to_pylist()) for bucket in self.buckets)
+        left = dict(kept)
+        for row in heapq.merge(*streams, key=lambda row: row["number"]):
+            group = (row["task"], row["split"])
+            if left.get(group, 0) > 0:
+                left[group] -= 1
+                yield row
+
+
+def _check_models(num_rows: Mapping[str, int], names: Mapping[str, str], where: str) -> None:
     for key, name in names.items():
         if not num_rows[name]:
             raise TaskError(
                 f"{where} has no rows of {name!r}, the model {key}. It has {sorted(num_rows)[:20]}. Say what it calls the models: "
                 f"queries.outcomes.models: {{{key}: ...}}."
             )
-    others = {name: count for name, count in num_rows.items() if name not in keys}
+    others = {name: count for name, count in num_rows.items() if name not in names.values()}
     if others:
         logger.info("import_outcomes: left out %s rows of the models %s", f"{sum(others.values()):,}", ", ".join(sorted(others)))
-    return asked
 
 
-def _add(answers: Answers, row: Outcome) -> None:
-    if row.verdicts is None:
-        answers.error = answers.error or f"{row.where} has no verdict"
-    elif row.greedy:
-        if len(row.verdicts) > 1:
-            raise TaskError(f"{row.where}: a greedy answer is one verdict, but this is the pass rate of {len(row.verdicts)}.")
-        answers.greedy = row.verdicts[0] if answers.greedy is None else answers.greedy
-    else:
-        key = (row.query_id, len(answers.verdicts) if row.sample_index is None else row.sample_index)
-        if key in answers.verdicts:
-            raise TaskError(
-                f"{row.where}: sample {row.sample_index} of {row.model!r} on this question comes twice. Remove one; or, where the "
-                "number means something else, set queries.outcomes.columns.sample_index: null."
-            )
-        answers.verdicts[key] = row.verdicts
-
-
-def _queries(asked: Mapping[tuple[str, str], Asked], outcomes: OutcomesConfig, limit: int | None) -> list[Query]:
-    queries = [
-        make_query(task, query.split or draw_split(question, outcomes.splits), question, "{}")
-        for (task, question), query in asked.items()
-    ]
-    return list(keep_first(iter(queries), quotas(Counter((query.task, query.split) for query in queries), limit)))
-
-
-def _num_samples(query: Query, asked: Asked) -> int:
-    """n of a query: the least common multiple over its models."""
-    sizes = {key: len(answers.samples()) for key, answers in asked.answers.items() if answers.error is None}
-    n = math.lcm(*sizes.values())
-    if n > MAX_SAMPLES:
-        raise TaskError(
-            f"The question {query.question[:60]!r} has {sizes} answers. Both models need the same number, and to repeat them to "
-            f"one would take {n:,}, more than {MAX_SAMPLES:,}. Leave answers out."
-        )
-    return n
-
-
-def _grade(query: Query, asked: Mapping[tuple[str, str], Asked], key: str, num_samples: Mapping[str, int]) -> dict[str, Any] | None:
-    """The row of `schemas.GRADES`; None where this model was not asked."""
-    answers = asked[query.task, query.question].answers.get(key)
-    if answers is None:
-        return None
-    row = {"query_id": query.query_id, "task": query.task, "model": key, "error": answers.error}
-    if answers.error is not None:
-        return {**row, "correct": None, "greedy_correct": None}
-    samples = answers.samples()
-    greedy = 2 * sum(samples) >= len(samples) if answers.greedy is None else answers.greedy
-    return {**row, "correct": samples * (num_samples[query.query_id] // len(samples)), "greedy_correct": greedy}
+def _row(task: str, question: str, asked: Asked, outcomes: OutcomesConfig) -> dict[str, Any]:
+    """The query as a row of `QUERIES_AND_GRADES`."""
+    query = make_query(task, asked.split or draw_split(question, outcomes.splits), question, "{}")
+    n = num_samples(question, asked)
+    grades = [{"model": key, **grade_of(answers, n)} for key, answers in asked.answers.items()]
+    return {**query._asdict(), "number": asked.number, "grades": grades}
 
 
 def _write(
-    dataset: Dataset,
+    datasets: Mapping[str, Dataset],
     settings: Mapping[str, Any],
     config: Mapping[str, Any],
-    rows: list[dict[str, Any]],
-    schema: pa.Schema,
-    counts: Mapping[str, int],
+    rows: Iterator[dict[str, Any]],
+    kept: Mapping[tuple[str, str], int],
 ) -> None:
-    dataset.begin(settings)
-    with dataset.writer() as writer:
-        for start in range(0, len(rows), BATCH_ROWS):
-            writer.write_table(pa.Table.from_pylist(rows[start : start + BATCH_ROWS], schema=schema))
-    dataset.finish(config, {"rows": len(rows), **counts})
-
-
-def _split_counts(queries: list[Query]) -> dict[str, int]:
-    return {f"{task}/{split}": count for (task, split), count in Counter((q.task, q.split) for q in queries).items()}
+    """All datasets at the same time, in one pass over the rows of `QUERIES_AND_GRADES`."""
+    num_queries = sum(kept.values())
+    counts: dict[str, Counter[str]] = {name: Counter() for name in datasets}
+    counts["queries"].update({"rows": num_queries, **{f"{task}/{split}": n for (task, split), n in kept.items()}})
+    for dataset in datasets.values():
+        dataset.begin(settings)
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(dataset.writer()) for name, dataset in datasets.items()}
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
+            writers["queries"].write_table(pa.Table.from_pylist(batch, schema=QUERIES))
+            grades = [{"query_id": row["query_id"], "task": row["task"], **grade} for row in batch for grade in row["grades"]]
+            for key in datasets.keys() - {"queries"}:
+                of_model = [grade for grade in grades if grade["model"] == key]
+                writers[key].write_table(pa.Table.from_pylist(of_model, schema=GRADES))
+                counts[key]["rows"] += len(of_model)
+                counts[key]["errors"] += sum(grade["error"] is not None for grade in of_model)
+    for name, dataset in datasets.items():
+        if name != "queries":
+            counts[name]["queries_without_answers"] = num_queries - counts[name]["rows"]
+        dataset.finish(config, dict(counts[name]))
 
 
 def _model_names(config: RunConfig, outcomes: OutcomesConfig) -> dict[str, str]:

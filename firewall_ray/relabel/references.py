@@ -114,7 +114,7 @@ def _key(record: Record) -> str:
 
 def _reference(record: Record, config: RunConfig) -> Reference:
     task = _task(record, config)
-    value = record.fields.get("reference")
+    value = record.value("reference")
     parsed = _parsed(value) if isinstance(value, str) else value
     if value is None or value == "":
         raise TaskError(f"{record.where}: `reference` is missing; there is only {sorted(record.fields)}.")

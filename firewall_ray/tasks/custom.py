@@ -74,7 +74,7 @@ class CustomTask(Task):
                 f"{record.where}: there is no field {name!r}, only {sorted(record.fields)}. Name the field with the reference: "
                 f"queries.tasks.custom.{self.name}.answer."
             )
-        answer = record.fields[name]
+        answer = record.value(name)
         problem = grader.problem(answer)
         if problem is None:
             try:

@@ -32,6 +32,20 @@ class Record(NamedTuple):
         if not isinstance(value, str) or not value.strip():
             found = f"{value!r:.60}" if name in self.fields else f"only {sorted(self.fields)}"
             raise TaskError(f"{self.where}: `{name}` must be a text, there is {found}.")
+        return str(self.value(name))
+
+    def value(self, name: str) -> Any:
+        """The field as it is; None where it is not there. Raises TaskError where a text in it cannot be stored.
+
+        JSON can write half a surrogate pair (\\ud83d without its other half), which no file in UTF-8 can hold.
+        """
+        value = self.fields.get(name)
+        broken = next((text for text in _texts_in(value) if not _is_utf8(text)), None)
+        if broken is not None:
+            raise TaskError(
+                f"{self.where}: `{name}` holds half of a surrogate pair, which is no character: {broken!a:.60}. It was cut off in "
+                "the middle of an emoji, or such; mend or remove the row."
+            )
         return value
 
 
@@ -72,52 +86,104 @@ def files_of(task: str, folder: Path, splits: Sequence[str]) -> list[Path]:
 
 def read_file(task: str, path: Path) -> Iterator[Record]:
     """Stream the rows of one file, by its suffix; CSV values are texts. Raises TaskError as `read_records` does."""
-    if not path.name.lower().endswith(SUFFIXES):
+    name = path.name.lower()
+    if not name.endswith(SUFFIXES):
         raise TaskError(f"{task}: {path} must end in one of {', '.join(SUFFIXES)}.")
-    if path.suffix == ".parquet":
+    if name.endswith(".parquet"):
         rows = _parquet_rows(path)
     else:
-        rows = _csv_rows(path) if ".csv" in path.suffixes[-2:] else _json_rows(path)
+        rows = _csv_rows(path) if name.removesuffix(".gz").endswith(".csv") else _json_rows(path)
     try:
-        for number, fields in enumerate(rows, start=1):
+        for number, fields in rows:
             where = f"{task}: {path}, row {number}"
             if not isinstance(fields, Mapping):
                 raise TaskError(f"{where}: must be a JSON object with named fields, there is {fields!r:.60}.")
             yield Record(where, fields)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException) as e:
+    except UnicodeDecodeError as e:
+        raise TaskError(f"{task}: {path} is not in UTF-8: {e.reason}. Save it as UTF-8.") from e
+    except (OSError, EOFError, csv.Error, pa.ArrowException, _TwiceError) as e:
         raise TaskError(f"{task}: {path} cannot be read: {e}. Restore the file.") from e
 
 
-def _parquet_rows(path: Path) -> Iterator[Any]:
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=PARQUET_ROWS):
-        yield from batch.to_pylist()
+# Rows with their numbers. What is no object of named fields is given on as it is, and the caller refuses it with its number.
 
 
-def _json_rows(path: Path) -> Iterator[Any]:
-    """One value a line; a line that is not JSON is given on as its text, which the caller refuses with the row's number."""
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    file = pq.ParquetFile(path)
+    _check_once(file.schema_arrow.names, "column")
+    rows = (row for batch in file.iter_batches(batch_size=PARQUET_ROWS) for row in batch.to_pylist())
+    yield from enumerate(rows, start=1)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """One value a line, which is its number. Blank lines are nobody's: editors and `echo` leave them at the end."""
     with _open_text(path) as lines:
-        for line in lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
-                yield json.loads(line)
-            except ValueError:
-                yield line
+                fields = json.loads(line, object_pairs_hook=_object)
+            except _TwiceError as e:
+                raise _TwiceError(f"row {number}: {e}") from None
+            except (ValueError, RecursionError):
+                fields = line
+            yield number, fields
 
 
-def _csv_rows(path: Path) -> Iterator[Any]:
-    """One value a row, by the names in the first; a row of another width is given on as a list, which the caller refuses."""
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """One value a row, by the names in the first; the row below it is 1, and blank lines count but are none."""
     csv.field_size_limit(MAX_FIELD_CHARS)
     with _open_text(path) as lines:
         rows = csv.reader(lines)
         names = next(rows, [])
-        for row in rows:
-            yield dict(zip(names, row, strict=True)) if len(row) == len(names) else row
+        _check_once(names, "column")
+        for number, row in enumerate(rows, start=1):
+            # A line of blanks alone is a row of one field; where there is one column, it may be meant.
+            if not row or (len(row) == 1 < len(names) and not row[0].strip()):
+                continue
+            yield number, dict(zip(names, row, strict=True)) if len(row) == len(names) else row
+
+
+class _TwiceError(Exception):
+    """A name that comes twice: `dict` would keep the last one in silence."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_once([name for name, _ in pairs], "field")
+    return dict(pairs)
+
+
+def _check_once(names: Sequence[str], what: str) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _TwiceError(f"the {what} {twice!r} comes twice; keep one")
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for pair in value.items():
+            for part in pair:
+                yield from _texts_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts_in(part)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _open_text(path: Path) -> TextIO:
     """utf-8-sig: what Excel saves as UTF-8 begins with a byte order mark. newline: CSV fields may hold line ends."""
     return (
         gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-        if path.suffix == ".gz"
+        if path.suffix.lower() == ".gz"
         else path.open(encoding="utf-8-sig", newline="")
     )
 

@@ -29,6 +29,7 @@ from firewall_ray.tasks.records import Record, read_file, read_records
 logger = logging.getLogger("firewall_ray")
 
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
+ALIASES = ("normalized_aliases", "aliases")  # the first that has any counts
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
@@ -134,10 +135,11 @@ class TriviaQa(Task):
 
 def _question(record: Record) -> Question:
     """Raises TaskError naming the row where it has no question, or no alias."""
-    answer = record.fields.get("answer", record.fields)  # the data set's own form, or the plain one
+    # The data set's own form, or the plain one.
+    answer = record.value("answer") if "answer" in record.fields else {name: record.value(name) for name in ALIASES}
     if not isinstance(answer, Mapping):
         raise TaskError(f"{record.where}: `answer` must be an object that holds `aliases`, there is {answer!r:.60}.")
-    for name in ("normalized_aliases", "aliases"):
+    for name in ALIASES:
         aliases = answer.get(name) or []
         if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
             raise TaskError(f"{record.where}: `{name}` must be a list of texts, there is {aliases!r:.60}.")

@@ -347,3 +347,59 @@ def test_outcomes_judged_by_people_keep_what_they_did_not_judge_out(tmp_path: Pa
     assert results["queries"]["rows"] == 1_999  # one question is asked twice
     assert results["weak"]["errors"] == results["strong"]["errors"] == 15
     assert run_labeling(config, store)["labels"] == 1_984
+
+
+# Rows that lack what others have --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("split", "train"), ("task", "nq"), ("greedy", False), ("sample_index", 3), ("query_id", "a"), ("num_samples", 1)],
+)
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_an_optional_column_in_some_rows_alone_is_refused(tmp_path: Path, column: str, value: Any, where: int) -> None:
+    rows = [{**r} if i == where else {**r, column: value} for i, r in enumerate([*PAIR, row("Who?", "weak", 1)])]
+    message = import_error(tmp_path, rows)
+    assert f"row {max(where, 1) + 1}: {'has' if where == 0 else 'lacks'} {column!r}" in message
+    assert f"queries.outcomes.columns.{column}: null" in message
+    store = import_rows(tmp_path, rows, columns={column: None})
+    assert store.queries().num_rows() == 2
+
+
+@pytest.mark.parametrize("name", ["outcomes.csv", "outcomes.parquet"])
+@pytest.mark.parametrize("column", ["split", "query_id"])
+def test_an_optional_column_with_gaps_is_refused(tmp_path: Path, name: str, column: str) -> None:
+    rows = [{**r, column: "train"} for r in PAIR] + [row("Who?", "weak", True, **{column: None})]
+    message = import_error(tmp_path, rows, name)
+    assert "row 3" in message
+    assert f"queries.outcomes.columns.{column}: null" in message
+
+
+def test_rows_of_other_models_may_lack_what_ours_have(tmp_path: Path) -> None:
+    rows = [row("Why?", "other", 1), *({**r, "split": "test"} for r in PAIR), row("Why?", "other", 1, greedy=True)]
+    assert read_queries(import_rows(tmp_path, rows)).read()["split"].to_pylist() == ["test"]
+
+
+def test_greedy_answers_that_disagree_are_refused_and_those_that_agree_are_one(tmp_path: Path) -> None:
+    rows = [row("Why?", "weak", 1, greedy=True), row("Why?", "strong", 1, greedy=True), row("Why?", "weak", 0, greedy=True)]
+    message = import_error(tmp_path, rows)
+    assert "row 3: a greedy answer of 'weak' to this question is False, but True in a row before" in message
+    assert grades(import_rows(tmp_path, [*rows[:2], rows[0]]), "weak")["correct"] == [True]
+
+
+def test_queries_of_many_buckets_keep_the_files_order_and_every_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firewall_ray.outcomes.BUCKET_BYTES", 100)  # about a bucket a row
+    rows = [
+        row(f"Why {i}?", model, (i + (model == "weak")) % 2, split=("train", "test")[i % 3 == 0])
+        for model in ("weak", "strong")
+        for i in range(40)
+    ]
+    store = import_rows(tmp_path, rows)
+    assert store.queries().read()["question"].to_pylist() == [f"Why {i}?" for i in range(40)]
+    for model in ("weak", "strong"):
+        read = store.grades(model).read()
+        assert read["query_id"].to_pylist() == store.queries().read()["query_id"].to_pylist()
+        assert read["correct"].to_pylist() == [[bool((i + (model == "weak")) % 2)] for i in range(40)]
+    config = config_for(tmp_path, tmp_path / "outcomes.jsonl")
+    run_import(config, store, limit=6)  # 26 train and 14 test: 4 and 2 of 6, the first of each
+    assert store.queries().read()["question"].to_pylist() == [f"Why {i}?" for i in (0, 1, 2, 3, 4, 5)]
