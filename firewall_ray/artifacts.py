@@ -316,7 +316,7 @@ class Dataset:
             info
             for info in found
             if info.type == pafs.FileType.File
-            and info.path.endswith(suffix)
+            and info.path.lower().endswith(suffix)
             and not any(part.startswith(("_", ".")) for part in info.path.removeprefix(self.path).split("/"))
         )
         return sorted(wanted, key=lambda info: info.path)

@@ -5,7 +5,9 @@ own template), and perhaps `query_id`. Rows out, in the same order: all columns,
 the driver, with scoring on the actor pool. The table is held in memory: the budget is over all of its rows at once.
 """
 
+import os
 from collections import Counter
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,11 @@ import ray.data
 from pyarrow import fs as pafs
 
 from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import ScoringConfig
+from firewall_ray.casting import castable
+from firewall_ray.config import RayConfig, ScoringConfig
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
+from firewall_ray.job import connected
+from firewall_ray.locations import check_folder, open_location
 from firewall_ray.policy import exact_budget
 from firewall_ray.router.card import RouterCard
 from firewall_ray.scoring import PASSES_PER_CALL, card_of, scored_batches
@@ -37,13 +42,15 @@ def route_file(
     strong_fraction: float | None = None,
     num_strong: int | None = None,
     seed: int = 0,
+    ray_config: RayConfig | None = None,
 ) -> dict[str, Any]:
     """Send exactly `num_strong`, or round(strong_fraction * num_queries), of the queries to the strong model.
 
     queries, out: local paths or URIs. Give one of `strong_fraction` in [0, 1] and `num_strong`. Raises ConfigError on a bad
-    budget, ArtifactError on a bad table; `out` appears only when it is whole.
+    budget or `out`, ArtifactError on a bad table, both before Ray is joined; `out` appears only when it is whole.
     """
     check_budget(strong_fraction, num_strong)
+    check_out(out, queries)
     card = card_of(store, router)
     table = read_queries(queries)
     if num_strong is None:
@@ -53,7 +60,8 @@ def route_file(
         raise ConfigError(f"--num-strong {num_strong}: {queries} has only {len(table)} queries. Choose from 0 to {len(table)}.")
     prompts = prompts_of(table, card, queries)
     table = with_query_ids(table, prompts, queries)
-    p_weak = _scores(prompts, store, router, scoring)
+    with connected(ray_config or RayConfig()):
+        p_weak = _scores(prompts, store, router, scoring)
     strong = exact_budget(p_weak, table["query_id"].to_pylist(), num_strong, seed)
     route = pa.array(np.where(strong, "strong", "weak"), pa.string())
     _write(table.append_column("p_weak", pa.array(p_weak, pa.float32())).append_column("route", route), out)
@@ -70,13 +78,40 @@ def check_budget(strong_fraction: float | None, num_strong: int | None) -> None:
         raise ConfigError(f"--num-strong {num_strong}: must not be negative.")
 
 
+def check_out(out: str, queries: str) -> None:
+    """Raises ConfigError where the routed rows could not be written there, or would be among the queries."""
+    filesystem, path = open_location("--out", out)
+    try:
+        if out.endswith("/") or filesystem.get_file_info(path).type == pafs.FileType.Directory:
+            raise ConfigError(f"--out {out} is a folder. Name a file in it, such as {out.rstrip('/')}/routed.parquet.")
+        check_folder("--out", filesystem, path.rpartition("/")[0])
+    except OSError as e:
+        raise StorageFailure(f"--out {out} cannot be reached: {e}") from e
+    theirs, source = open_location("--queries", queries)
+    local = isinstance(filesystem, pafs.LocalFileSystem) and isinstance(theirs, pafs.LocalFileSystem)
+    target, place = (Path(path).resolve(), Path(source).resolve()) if local else (PurePosixPath(path), PurePosixPath(source))
+    if filesystem.type_name == theirs.type_name and (target == place or place in target.parents):
+        raise ConfigError(f"--out {out} lies in --queries {queries}, so it would be read as queries the next time. Choose another.")
+    if local:
+        above = next(folder for folder in Path(target).parents if folder.exists())
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise ConfigError(f"--out {out}: this user may not write in {above}. Choose another folder.")
+
+
 def read_queries(queries: str) -> pa.Table:
-    """The whole table. Raises ArtifactMissing when there is nothing, ArtifactError when it is empty or not Parquet."""
-    filesystem, path = _open(queries)
-    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+    """The whole table: the columns of all files, and those that folders such as `split=train` name; null where a file lacks one.
+
+    Raises ArtifactMissing when there is nothing, ArtifactError when it is empty, not Parquet, or has a column of two types.
+    """
+    filesystem, path = open_location("--queries", queries)
+    kind = filesystem.get_file_info(path).type
+    if kind == pafs.FileType.NotFound:
         raise ArtifactMissing(f"--queries {queries}: there is no such file or folder.")
     try:
-        table = pads.dataset(path, filesystem=filesystem, format="parquet").to_table()
+        # The folders above a single file say nothing about its rows.
+        partitioning = "hive" if kind == pafs.FileType.Directory else None
+        dataset = pads.dataset(path, filesystem=filesystem, format="parquet", partitioning=partitioning)
+        table = dataset.replace_schema(_all_columns(dataset, queries)).to_table()
     except (pa.ArrowException, OSError) as e:
         raise ArtifactError(f"--queries {queries} cannot be read as Parquet: {e}") from e
     if not len(table):
@@ -85,6 +120,28 @@ def read_queries(queries: str) -> pa.Table:
     if taken:
         raise ArtifactError(f"--queries {queries} already has the columns {taken}, which routing adds. Rename or drop them.")
     return table
+
+
+def _all_columns(dataset: pads.Dataset, queries: str) -> pa.Schema:
+    """Of every file, for pyarrow itself takes the first file's and drops what others have beyond them."""
+    schema = pa.schema([])
+    named: set[str] = set()
+    for fragment in dataset.get_fragments():
+        named |= pads.get_partition_keys(fragment.partition_expression).keys()
+        found = fragment.physical_schema.remove_metadata()
+        twice = [name for name in found.names if found.names.count(name) > 1]
+        if twice:
+            raise ArtifactError(f"--queries {queries}: {fragment.path} has the column {twice[0]!r} twice. Keep one.")
+        try:
+            schema = pa.unify_schemas([schema, found])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+            raise ArtifactError(
+                f"--queries {queries}: {fragment.path} has a column of another type than files before it: {e}"
+            ) from e
+    both = sorted(named & set(schema.names))
+    if both:
+        raise ArtifactError(f"--queries {queries}: folders are called {both[0]}=..., and files have that column too. Rename one.")
+    return pa.schema([*schema, *(field for field in dataset.schema if field.name in named)])
 
 
 def prompts_of(table: pa.Table, card: RouterCard, queries: str) -> list[str]:
@@ -125,10 +182,14 @@ def with_query_ids(table: pa.Table, prompts: list[str], queries: str) -> pa.Tabl
 
 def _texts(table: pa.Table, name: str, queries: str) -> list[str]:
     column = table[name]
+    # Numbers, dates and truth values would cast to texts, but are no prompts; nor do ids of numbers break ties as texts do.
+    if not castable(column.type, pa.string()):
+        raise ArtifactError(f"--queries {queries}, column {name!r} is {column.type}, must be string. Cast it in your file first.")
     try:
         column = column.cast(pa.string())
+        column.validate(full=True)
     except pa.ArrowException as e:
-        raise ArtifactError(f"--queries {queries}, column {name!r} is {column.type}, must be string.") from e
+        raise ArtifactError(f"--queries {queries}, column {name!r} is not text in UTF-8: {e}") from e
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py()
         raise ArtifactError(f"--queries {queries}, column {name!r}: null in row {row} (from 0); every row needs a value.")
@@ -149,7 +210,7 @@ def _scores(prompts: list[str], store: ArtifactStore, router: str, scoring: Scor
 
 def _write(table: pa.Table, out: str) -> None:
     """Whole or not at all: a local file is moved into place, an object store shows an object when it is closed."""
-    filesystem, path = _open(out)
+    filesystem, path = open_location("--out", out)
     local = isinstance(filesystem, pafs.LocalFileSystem)
     target = f"{path}.tmp" if local else path
     try:
@@ -161,10 +222,3 @@ def _write(table: pa.Table, out: str) -> None:
             filesystem.move(target, path)
     except OSError as e:
         raise StorageFailure(f"--out {out} cannot be written: {e}. Choose a file in a folder that this user may write.") from e
-
-
-def _open(where: str) -> tuple[pafs.FileSystem, str]:
-    try:
-        return pafs.FileSystem.from_uri(where) if "://" in where else (pafs.LocalFileSystem(), where)
-    except (pa.ArrowException, OSError, ValueError) as e:
-        raise ConfigError(f"{where!r} cannot be opened: {e}. Give a path, or a URI such as s3://bucket/queries.") from e

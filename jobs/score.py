@@ -27,7 +27,7 @@ def main(
 ) -> None:
     """Score every query with every router; or, with --queries, split your own queries under an exact strong-call budget."""
     reads, writes = (["labels", "queries", "routers"], ["scores"]) if queries is None else (["routers"], [])
-    with job("score", config, root, set_, needs_ray=True, reads=reads, writes=writes) as context:
+    with job("score", config, root, set_, needs_ray=queries is None, reads=reads, writes=writes) as context:
         if queries is None:
             if any(option is not None for option in (router, strong_fraction, num_strong, out)):
                 raise ConfigError("--router, --strong-fraction, --num-strong and --out go with --queries FILE.")
@@ -46,6 +46,7 @@ def main(
                 strong_fraction=strong_fraction,
                 num_strong=num_strong,
                 seed=context.config.evaluation.seed,
+                ray_config=context.config.ray,
             )
         )
 

@@ -165,7 +165,7 @@ class ActorMap:
     def _pass(self, pool: Pool, writer: PartsWriter, progress: Any) -> None:
         """Each row of `_wanted` once through the pool."""
         files = f"{self.output.path}/{WANTED}"
-        rows = ray.data.read_parquet(files, filesystem=self.output.filesystem)
+        rows = ray.data.read_parquet(files, filesystem=self.output.filesystem, partitioning=None)
         arguments = {**self.arguments, "progress": progress}
         with closing(mapped(rows, self.actor, arguments, pool, self._stopped, writer, self.error_rows)) as tables:
             for table in tables:

@@ -180,7 +180,10 @@ def read_split(
 ) -> ray.data.Dataset:
     """The tokenised rows of one split, in the files' order: `input_ids` and `columns`. Lazy."""
     wanted = list(dict.fromkeys(["split", "prompt", *columns]))
-    rows = ray.data.read_parquet(labels.files(), filesystem=labels.filesystem, columns=wanted, file_extensions=None)
+    # partitioning=None: a folder above that is called split=test, or lr=1e-5, would become a column, over the file's own.
+    rows = ray.data.read_parquet(
+        labels.files(), filesystem=labels.filesystem, columns=wanted, file_extensions=None, partitioning=None
+    )
     rows.context.execution_options.preserve_order = True  # so that limit, shuffle and shards repeat
     rows = rows.filter(expr=ray.data.expressions.col("split") == split)
     if limit is not None:

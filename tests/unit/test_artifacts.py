@@ -337,3 +337,16 @@ def test_each_footer_is_read_once_however_often_a_stage_asks(store: ArtifactStor
     assert sorted(opened) == scores.files()
     write_row("another", "0.parquet")
     assert scores.read(["query_id"])["query_id"].to_pylist()[0] == "another"
+
+
+def test_columns_that_only_folders_name_are_refused_and_capitals_are_read(tmp_path: Path) -> None:
+    """Not in silence: `labels/split=train/part.parquet` without a column `split` is not labels."""
+    scores = ArtifactStore(str(tmp_path)).scores("r")
+    folder = Path(scores.path) / "query_id=a"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"p_weak": [0.5]}), folder / "part.parquet")
+    with pytest.raises(ArtifactError, match=r"lacks the columns \['query_id'\]"):
+        scores.require()
+    (folder / "part.parquet").unlink()
+    pq.write_table(pa.table({"query_id": ["a"], "p_weak": [0.5]}), folder / "PART.PARQUET")
+    assert scores.require().read().to_pylist() == [{"query_id": "a", "p_weak": 0.5}]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from handmade import grade, make_config, query, write, write_pair
@@ -117,3 +119,24 @@ def test_a_full_disk_under_tmpdir_is_named_and_leaves_no_labels(tmp_path: Path) 
     assert (done.returncode, done.stdout) == (1, "")
     assert "Set TMPDIR to a folder with more space" in done.stderr
     assert store.labels().state() == "missing"
+
+
+@pytest.mark.parametrize("root", ["", "s3:/bucket/run"])
+def test_a_root_that_is_no_place_stops_before_a_folder_is_made(root: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(make_config("-").model_dump(mode="json", exclude_unset=True)))
+    command = [sys.executable, str(ROOT / "jobs/prepare_queries.py"), "--config", "run.yaml", "--root", root]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "prepare_queries failed: root: " in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_routing_into_a_folder_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"query_id": [1, 1], "prompt": ["a", "a"]}), tmp_path / "mine.parquet")
+    flags = ["--queries", str(tmp_path / "mine.parquet"), "--num-strong", "1", "--out", str(tmp_path)]
+    done = run("score", str(tmp_path / "root"), tmp_path, *flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is a folder. Name a file in it" in done.stderr
+    assert "Ray" not in done.stderr
