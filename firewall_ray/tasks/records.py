@@ -100,7 +100,7 @@ def read_file(task: str, path: Path) -> Iterator[Record]:
                 raise TaskError(f"{where}: must be a JSON object with named fields, there is {fields!r:.60}.")
             yield Record(where, fields)
     except UnicodeDecodeError as e:
-        raise TaskError(f"{task}: {path} is not in UTF-8: {e.reason}. Save it as UTF-8.") from e
+        raise TaskError(f"{task}: {path} cannot be read: it is not in UTF-8 ({e.reason}). Save it as UTF-8.") from e
     except (OSError, EOFError, csv.Error, pa.ArrowException, _TwiceError) as e:
         raise TaskError(f"{task}: {path} cannot be read: {e}. Restore the file.") from e
 

@@ -171,7 +171,7 @@ def test_the_data_sets_own_solutions_are_right_by_every_rule(shared_data: Path) 
         ([{"question": "What?", "answer": "three"}], r"row 1.*'#### <number>'.*three"),
         (["{not json"], r"row 1.*must be a JSON object.*not json"),
         (["[1, 2]"], r"row 1.*must be a JSON object"),
-        ([ROWS[0], "", ROWS[1]], r"row 2.*must be a JSON object"),
+        ([ROWS[0], "-", ROWS[1]], r"row 2.*must be a JSON object"),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path: Path, rows: list[Any], named: str) -> None:

@@ -76,7 +76,7 @@ def test_a_blank_value_of_the_only_column_is_a_row_where_it_is_quoted(tmp_path: 
         ("q.jsonl", b'{"question": "a"}\n{"question": "b", "question": "c"}\n', "row 2: the field 'question' comes twice"),
         ("q.csv", b"question,answer,question\na,b,c\n", "the column 'question' comes twice"),
         ("q.jsonl", b"[" * 100_000, "row 1: must be a JSON object"),
-        ("q.jsonl", '{"question": "é"}'.encode("latin-1"), "is not in UTF-8"),
+        ("q.jsonl", '{"question": "é"}'.encode("latin-1"), "it is not in UTF-8"),
         ("q.csv", "question\nWhy?\n".encode("utf-16"), "is not in UTF-8"),
         ("q.jsonl.gz", b"no gzip", "cannot be read"),
         ("q.parquet.gz", b"", "must end in one of"),
