@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.baselines_config import EmbeddingConfig
-from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps, torch_pool
+from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
+from firewall_ray.cluster.pool import torch_pool
 from firewall_ray.config import RunConfig, VllmModelConfig, model_path
 from firewall_ray.embedders import api_key, make_embedder, sentence_embedder
 from firewall_ray.engines.checkpoint import Checkpoint

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.cluster.actor_map import ActorMap, Pool, run_actor_maps
+from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
+from firewall_ray.cluster.pool import Pool
 from firewall_ray.cluster.workers import error_rows_of
 from firewall_ray.config import ModelConfig, RunConfig, VllmModelConfig, model_path
 from firewall_ray.engines.identity import merged, same_samples, sample_settings

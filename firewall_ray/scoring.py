@@ -17,7 +17,8 @@ import pyarrow as pa
 import ray.data
 
 from firewall_ray.artifacts import ArtifactStore, Dataset
-from firewall_ray.cluster.actor_map import ActorMap, Pool, mapped, run_actor_maps, torch_pool
+from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
+from firewall_ray.cluster.pool import Pool, mapped, torch_pool
 from firewall_ray.config import RunConfig, ScoringConfig
 from firewall_ray.job import StageResult
 from firewall_ray.progress import watch

@@ -20,7 +20,8 @@ from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.baselines.bart_score import BartScorer, load_bart_tokenizer, train_small_bart
 from firewall_ray.baselines.hybrid_llm import best_threshold, deterministic_label, probability_within, quality_gaps
 from firewall_ray.baselines_config import BartScoreConfig
-from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps, torch_pool
+from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
+from firewall_ray.cluster.pool import torch_pool
 from firewall_ray.config import RunConfig, model_path
 from firewall_ray.errors import ArtifactError, ConfigError
 from firewall_ray.job import StageResult

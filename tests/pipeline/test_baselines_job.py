@@ -127,7 +127,7 @@ def test_hybrid_labels_follow_from_the_qualities_and_routers_from_the_labels(mad
 
 def test_a_failed_actor_pool_goes_on_where_it_stopped(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, config = prepared(tmp_path), RunConfig.model_validate(settings(tmp_path, ["knn"]))
-    monkeypatch.setattr("firewall_ray.cluster.actor_map.TORCH_BATCH_ROWS", 40)
+    monkeypatch.setattr("firewall_ray.cluster.pool.TORCH_BATCH_ROWS", 40)
     with monkeypatch.context() as broken:
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
         FailsAfterTheFirstFile.folder = store.embeddings("hidden_states_weak").path
