@@ -115,7 +115,7 @@ DECISIONS = pa.schema(
         pa.field("threshold", pa.float64(), nullable=False),  # -inf and inf at the strong fractions 0 and 1
         pa.field("strong_fraction", pa.float64(), nullable=False),  # the target in force, in [0, 1]
         pa.field("route", pa.string(), nullable=False),  # weak or strong: the model that was to answer
-        pa.field("decided", pa.string(), nullable=False),  # what the score chose; not `route` in shadow mode
+        pa.field("decided", pa.string(), nullable=False),  # what the score chose, as x-firewall-decided; not `route` in shadow mode
         pa.field("answered_by", pa.string()),  # not `route` after a fallback; null where neither model answered
         pa.field("reason", pa.string(), nullable=False),  # score, sticky (decided when the conversation began) or shadow
         pa.field("fallback", pa.string()),  # why `route` gave no answer: dead, overloaded, timeout or failed

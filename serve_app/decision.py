@@ -21,9 +21,9 @@ OTHER: dict[Route, Route] = {"weak": "strong", "strong": "weak"}
 class Decision:
     """route: the model of the pair that is to answer. score: p_weak in [0, 1]. threshold: scores below it go to the strong
     model, -inf and inf at the strong fractions 0 and 1. router: the version on its card. truncated: the router read only the
-    beginning of the prompt. strong_fraction: the target in force, in [0, 1]. decided: the router's choice where `route` is
-    another (shadow). query_id: of the prompt, as the offline jobs name one that has no id. Everything but route and reason is
-    None where no score decided.
+    beginning of the prompt. strong_fraction: the target in force, in [0, 1]. shadowed: the score's choice, where shadow mode
+    put `route` into its place. query_id: of the prompt, as the offline jobs name one that has no id. Everything but route and
+    reason is None where no score decided.
     """
 
     route: Route
@@ -33,8 +33,15 @@ class Decision:
     router: str | None = None
     truncated: bool | None = None
     strong_fraction: float | None = None
-    decided: Route | None = None
+    shadowed: Route | None = None
     query_id: str | None = None
+
+    @property
+    def decided(self) -> Route | None:
+        """What the score chose, now or when the conversation began, whoever answers; None where no score did. The header
+        `x-firewall-decided` and the decision log's column `decided`.
+        """
+        return None if self.score is None else self.shadowed or self.route
 
     def sticky(self) -> "Decision":
         """The same, for a later turn of its conversation."""
@@ -42,7 +49,7 @@ class Decision:
 
     def shadowed_by(self, route: Route) -> "Decision":
         """All traffic goes to `route`; what the router chose is kept beside it."""
-        return replace(self, route=route, reason="shadow", decided=self.route)
+        return replace(self, route=route, reason="shadow", shadowed=self.route)
 
     def headers(self) -> dict[str, str]:
         """The response headers. Numbers in full, so that a client can repeat the comparison.

@@ -48,7 +48,7 @@ class DecisionLog:
 
     def record(self, exchange: Exchange) -> None:
         """As the protocol says."""
-        if exchange.chosen is None:
+        if exchange.decided is None:
             return
         row = row_of(exchange, keep_text=self._config.keep_text)
         num_characters = len(row[-1] or "")
@@ -136,7 +136,7 @@ def row_of(exchange: Exchange, *, keep_text: bool) -> Row:
         decision.threshold,
         decision.strong_fraction,
         decision.route,
-        exchange.chosen,
+        exchange.decided,
         exchange.answered_by,
         decision.reason,
         exchange.fallback,

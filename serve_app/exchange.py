@@ -42,11 +42,9 @@ class Exchange:
         return time.perf_counter() - self._began
 
     @property
-    def chosen(self) -> Route | None:
-        """The model that a score chose, now or when the conversation began; None where no score did."""
-        if self.decision is None or self.decision.score is None:
-            return None
-        return self.decision.decided or self.decision.route
+    def decided(self) -> Route | None:
+        """As the decision's: the model that a score chose; None also where there was no decision."""
+        return None if self.decision is None else self.decision.decided
 
     @property
     def router_latency_s(self) -> float | None:
@@ -64,8 +62,8 @@ class Exchange:
     @property
     def avoided_strong_call(self) -> bool:
         """Whether the weak model answered, to the end, because a score said that it can."""
-        decided = self.decision is not None and self.decision.reason in ("score", "sticky")
-        return decided and self.chosen == "weak" and self.answered_by == "weak" and self.status == 200
+        in_force = self.decision is not None and self.decision.reason in ("score", "sticky")  # not only recorded, as in shadow mode
+        return in_force and self.decided == "weak" and self.answered_by == "weak" and self.status == 200
 
     def saving_usd(self, prices: Mapping[Route, PriceConfig]) -> float:
         """What an avoided strong call saved: the tokens of the weak answer at the strong price less those at the weak one.

@@ -112,7 +112,6 @@ class Gateway:
         if exchange.answered_by != decision.route:
             assert exchange.answered_by is not None
             headers |= {"x-firewall-route": exchange.answered_by, "x-firewall-fallback": str(exchange.fallback)}
-            headers.setdefault("x-firewall-decided", decision.route)
         if isinstance(answer.body, bytes):
             return Response(answer.body, answer.status, headers, answer.media_type)
 

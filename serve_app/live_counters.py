@@ -27,7 +27,7 @@ class LiveCounters:
         self._by_route: Counter[str] = Counter()
         self._by_reason: Counter[str] = Counter()
         self._by_status: Counter[str] = Counter()
-        self._chosen: Counter[str] = Counter()
+        self._decided: Counter[str] = Counter()
         self._num_fallbacks = 0
         self._num_avoided = 0
         self._saving_usd = 0.0
@@ -44,8 +44,8 @@ class LiveCounters:
         self._fractions.add(exchange)
         if exchange.decision is not None:
             self._by_reason[exchange.decision.reason] += 1
-        if exchange.chosen is not None:
-            self._chosen[exchange.chosen] += 1
+        if exchange.decided is not None:
+            self._decided[exchange.decided] += 1
         if exchange.router_latency_s is not None:
             self._router_s.append(exchange.router_latency_s)
         if exchange.answered_by is not None:
@@ -70,8 +70,8 @@ class LiveCounters:
             "by_status": dict(self._by_status),
             "by_route": {route: self._by_route[route] for route in ROUTES},
             "by_reason": dict(self._by_reason),
-            "routed": self._chosen.total(),
-            "chosen": {route: self._chosen[route] for route in ROUTES},
+            "routed": self._decided.total(),
+            "chosen": {route: self._decided[route] for route in ROUTES},
             "strong_fraction": self._fractions.realised,
             "target_strong_fraction": self._fractions.target,
             "fallbacks": self._num_fallbacks,

@@ -17,13 +17,13 @@ class RecentFractions:
 
     def add(self, exchange: Exchange) -> None:
         """Does nothing where no score decided."""
-        if exchange.chosen is None or exchange.decision is None:
+        if exchange.decided is None or exchange.decision is None:
             return
         if len(self._recent) == WINDOW:
             was_strong, target = self._recent.popleft()
             self._num_strong -= was_strong
             self._sum_targets -= target
-        is_strong, target = exchange.chosen == "strong", exchange.decision.strong_fraction or 0.0
+        is_strong, target = exchange.decided == "strong", exchange.decision.strong_fraction or 0.0
         self._recent.append((is_strong, target))
         self._num_strong += is_strong
         self._sum_targets += target

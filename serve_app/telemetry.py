@@ -136,8 +136,8 @@ class Telemetry:
         )
         if exchange.router_latency_s is not None:
             self._record("firewall_router_s", exchange.router_latency_s, {"reason": reason})
-        if exchange.chosen is not None:
-            self._record_choice(exchange)
+        if exchange.decided is not None:
+            self._record_score(exchange)
         if exchange.fallback is not None and exchange.decision is not None:
             tags = {"from": exchange.decision.route, "to": route or NONE, "cause": exchange.fallback}
             self._record("firewall_fallbacks", 1, tags)
@@ -154,7 +154,7 @@ class Telemetry:
         """What became of rows of the decision log. Called from its thread too."""
         self._record("firewall_decision_log_rows", num_rows, {"outcome": outcome})
 
-    def _record_choice(self, exchange: Exchange) -> None:
+    def _record_score(self, exchange: Exchange) -> None:
         """What a score said, and what that share comes to."""
         decision = exchange.decision
         assert decision is not None

@@ -41,7 +41,7 @@ async function preview() {
 function decisionOf(headers) {
   const header = (name) => headers.get(`x-firewall-${name}`);
   return {
-    ...Object.fromEntries(["route", "reason", "router", "decided", "fallback"].map((name) => [name, header(name)])),
+    ...Object.fromEntries(["route", "reason", "router", "fallback"].map((name) => [name, header(name)])),
     score: number(header("score")),
     threshold: number(header("threshold")),
     truncated: header("truncated") === "true",
@@ -53,7 +53,7 @@ const REASONS = {
   unknown: (d) => `No decision. ${d.problem}`,
   requested: (d) => `The ${d.route} model was asked for by name.`,
   sticky: (d) => `This conversation began with the ${d.chosen} model and stays with it.`,
-  shadow: (d) => `The server sends everything to the ${d.route} model for now; the router's choice is only recorded.`,
+  shadow: (d) => `The server sends everything to the ${d.chosen} model for now; the router's choice is only recorded.`,
   "router-timeout": (d) => `The router took too long. The server's way out is the ${d.chosen} model.`,
   "router-failed": (d) => `The router gave no answer. The server's way out is the ${d.chosen} model.`,
   "no-text": (d) => `There is no text for the router to read. The server's way out is the ${d.chosen} model.`,
@@ -65,10 +65,11 @@ const REASONS = {
     return `Score ${score} is ${d.score < d.threshold ? "below" : "above"} the threshold ${threshold}: the ${d.chosen} model.`;
   },
 };
+const OTHER = { weak: "strong", strong: "weak" };
 const CAUSES = { dead: "is down", overloaded: "is overloaded", timeout: "took too long", failed: "failed" };
 
 function showDecision(d) {
-  d.chosen = d.fallback ? d.decided : d.route; // by the router; another may have answered
+  d.chosen = d.fallback ? OTHER[d.route] : d.route; // who was to answer; `route` is who did
   let words = REASONS[d.reason]?.(d) ?? `Reason: ${d.reason}.`;
   if (d.fallback) words += ` But it ${CAUSES[d.fallback] ?? d.fallback}, so the ${d.route} model answered.`;
   if (d.truncated) words += " The router read only the beginning of the text.";

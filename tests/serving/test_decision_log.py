@@ -100,7 +100,7 @@ def rows(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def test_a_row_says_what_happened(dataset: Dataset) -> None:
-    decision = Decision("weak", "shadow", 0.25, 0.5, "v1", False, 0.3, decided="strong", query_id=prompt_id("Question: Why?"))
+    decision = Decision("weak", "shadow", 0.25, 0.5, "v1", False, 0.3, shadowed="strong", query_id=prompt_id("Question: Why?"))
     exchange = Exchange(
         "completions",
         key_name="team-a",
@@ -166,6 +166,44 @@ def test_only_what_a_score_decided_is_a_row(dataset: Dataset) -> None:
         fakes.chat("not decided")
     found = [(row["query_id"], row["p_weak"], row["route"], row["prompt_tokens"]) for row in rows(dataset)]
     assert found == [(prompt_id("easy"), 0.5, "weak", 7), (prompt_id("hard"), pytest.approx(0.1), "strong", 7)]
+
+
+HARD = "hard"  # p_weak 0.1: a score sends it to the strong model
+
+# What a score decided, and what came between that and the answer; None where no score decided.
+DECIDED: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "by its score": ("strong", {}),
+    "the strong model dead": ("strong", {"dead": "strong"}),
+    "shadowed": ("strong", {"shadow": "weak"}),
+    "shadowed by the same": ("strong", {"shadow": "strong"}),
+    "shadowed and the weak model dead": ("strong", {"shadow": "weak", "dead": "weak"}),
+    "sticky": ("strong", {"sticky": True}),
+    "sticky and the strong model dead": ("strong", {"sticky": True, "dead": "strong"}),
+    "sticky, shadowed and the weak model dead": ("strong", {"sticky": True, "shadow": "weak", "dead": "weak"}),
+    "asked for by name": (None, {"model": "large"}),
+    "the router failed": (None, {"router_fails": True}),
+    "the router failed and the weak model dead": (None, {"router_fails": True, "dead": "weak"}),
+    "nothing to read and the weak model dead": (None, {"text": "", "dead": "weak"}),
+}
+
+
+@pytest.mark.parametrize(("decided", "case"), DECIDED.values(), ids=list(DECIDED))
+def test_the_header_and_the_column_decided_are_the_same_in_every_case(
+    dataset: Dataset, decided: str | None, case: dict[str, Any]
+) -> None:
+    fakes = Fakes(FakeRouter({HARD: 0.1}), sticky=case.get("sticky", False), shadow=case.get("shadow"))
+    if case.get("sticky"):  # the conversation's first turn
+        fakes.chat(HARD)
+    if case.get("router_fails"):
+        fakes.router.error = RuntimeError()
+    for route, model in (("weak", fakes.weak), ("strong", fakes.strong)):
+        model.why = "dead" if case.get("dead") == route else None
+    with logging_to(dataset) as (log, _):
+        fakes.gateway._observers = [log]
+        response = fakes.chat(case.get("text", HARD), model=case.get("model", "firewall"))
+    assert response.status_code == 200
+    column = rows(dataset)[0]["decided"] if dataset.files() else None  # where no score decided there is no row
+    assert (response.headers.get("x-firewall-decided"), column) == (decided, decided)
 
 
 def test_of_several_prompts_the_one_that_decided_is_kept(dataset: Dataset) -> None:

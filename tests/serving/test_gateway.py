@@ -41,6 +41,7 @@ def test_the_score_decides_and_the_headers_say_how(text: str, route: str, model:
         "threshold": "0.3",
         "router": "v1",
         "truncated": "false",
+        "decided": route,
     }
 
 

@@ -203,6 +203,17 @@ def test_a_dead_models_stand_in_is_named(site: Site) -> None:
     expect(site.decision).to_contain_text("But it is down")
 
 
+def test_in_shadow_mode_a_stand_in_is_not_taken_for_the_model_that_everything_goes_to(browser: Browser) -> None:
+    with site_of(browser, shadow="weak") as site:
+        site.open()
+        site.weak.why = "dead"
+        site.ask(EASY)
+        expect(site.decision).to_have_text(
+            "The server sends everything to the weak model for now; the router's choice is only recorded. "
+            "But it is down, so the strong model answered."
+        )
+
+
 def test_when_no_model_answers_the_page_says_when_to_try_again(site: Site) -> None:
     site.weak.why = site.strong.why = "overloaded"
     site.ask(EASY)
