@@ -17,8 +17,8 @@ import numpy as np
 import typer
 
 from firewall_ray.artifacts import ArtifactStore, versions
-from firewall_ray.budget_control import BudgetController
 from firewall_ray.policy import QuantileTable, exact_budget, goes_strong
+from serve_app.routing.budget import BudgetController
 
 TARGETS = (0.2, 0.5, 0.8)
 

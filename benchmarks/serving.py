@@ -59,7 +59,7 @@ def serve_both(config: RunConfig, port: int) -> None:
     from ray.serve.llm import build_openai_app
 
     from serve_app.app import compose
-    from serve_app.llm_deployments import llm_config
+    from serve_app.models.deployment import llm_config
 
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(compose(config), name=FIREWALL, route_prefix="/")

@@ -15,11 +15,11 @@ from firewall_ray.config import OpenAIModelConfig, RunConfig, load_config
 from firewall_ray.errors import ConfigError
 from firewall_ray.router.card import load_card
 from firewall_ray.serving_config import Route
-from serve_app.ingress import Ingress
-from serve_app.llm_deployments import llm_config
-from serve_app.model_server import ModelServer
-from serve_app.request_parts import FIREWALL, is_reserved
-from serve_app.router_deployment import router_deployment
+from serve_app.http.ingress import Ingress
+from serve_app.models.deployment import llm_config
+from serve_app.models.replica import ModelServer
+from serve_app.routing.replica import router_deployment
+from serve_app.routing.request import FIREWALL, is_reserved
 
 # The ingress refuses what is too much itself, in OpenAI's shape (`serving.max_in_flight`), before Serve would.
 SERVE_MAX_ONGOING = 10_000

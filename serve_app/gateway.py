@@ -16,13 +16,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from firewall_ray.serving_config import Route, ServingConfig
-from serve_app.answers import Answer, Endpoint, ModelUnavailable
-from serve_app.conversations import HEADER, Conversations, conversation_key, first_turn
-from serve_app.decision import OTHER, Decision, Reason
-from serve_app.exchange import Exchange, Observer
-from serve_app.http_errors import RequestRefused, error_body
-from serve_app.model_clients import ModelClient
-from serve_app.request_parts import FIREWALL, Asked, asked_for, chat_text, prompts_of
+from serve_app.errors import RequestRefused, error_body
+from serve_app.models.answers import Answer, Endpoint, ModelUnavailable
+from serve_app.models.client import ModelClient
+from serve_app.recording.exchange import Exchange, Observer
+from serve_app.routing.conversations import HEADER, Conversations, conversation_key, first_turn
+from serve_app.routing.decision import OTHER, Decision, Reason
+from serve_app.routing.request import FIREWALL, Asked, asked_for, chat_text, prompts_of
 
 CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
 RETRY_AFTER_S = 1

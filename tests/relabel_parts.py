@@ -15,7 +15,7 @@ from firewall_ray.schemas import LABEL_DESIGNS
 from firewall_ray.serve_file import ServeFile
 from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
 from serve_app.deploy import SERVE_CONFIG, read_serve_config
-from serve_app.router_deployment import RouterUserConfig
+from serve_app.routing.replica import RouterUserConfig
 
 LOG = pa.schema([("query_id", pa.string()), ("text", pa.string())])
 

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from ray import serve
 from ray.serve.deployment import Application
 
-from serve_app.answers import Endpoint, StreamPart, Usage, WholeAnswer
+from serve_app.models.answers import Endpoint, StreamPart, Usage, WholeAnswer
 
 SECONDS = 0.05  # an answer takes
 

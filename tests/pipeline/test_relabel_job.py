@@ -27,7 +27,7 @@ from firewall_ray.relabel.stores import RoundStore
 from firewall_ray.router.card import load_card
 from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
 from firewall_ray.tasks.tiny_world import draw_unique
-from serve_app.router_deployment import Router
+from serve_app.routing.replica import Router
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,9 @@ from firewall_ray.errors import ArtifactMissing, StorageFailure
 from firewall_ray.grading import run_grading
 from firewall_ray.labeling import run_labeling
 from firewall_ray.queries import read_queries, run_prepare_queries
-from serve_app.decision import Decision
-from serve_app.decision_log import row_of, table_of
-from serve_app.exchange import Exchange
+from serve_app.recording.decision_log import row_of, table_of
+from serve_app.recording.exchange import Exchange
+from serve_app.routing.decision import Decision
 
 TIMEOUT_S = 30.0  # A user waits no longer than this to hear of wrong credentials.
 

@@ -10,12 +10,12 @@ from pydantic_core import from_json, to_json
 
 from firewall_ray.serving_config import Route, ServingConfig
 from firewall_ray.tasks.base import prompt_id
-from serve_app.answers import Answer, Endpoint, ModelUnavailable, Unavailable, Usage
-from serve_app.decision import Decision
-from serve_app.exchange import Exchange
 from serve_app.gateway import Gateway
-from serve_app.ingress import asgi_app
-from serve_app.live_counters import LiveCounters
+from serve_app.http.ingress import asgi_app
+from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, Unavailable, Usage
+from serve_app.recording.counters import LiveCounters
+from serve_app.recording.exchange import Exchange
+from serve_app.routing.decision import Decision
 
 IDS: dict[Route, str] = {"weak": "small", "strong": "large"}
 

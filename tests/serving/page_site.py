@@ -14,8 +14,8 @@ from gateway_fakes import FakeModel, FakeRouter, Fakes
 from playwright.sync_api import Browser, Locator, Page
 from pydantic_core import to_json
 
-from serve_app.answers import Answer, Usage
-from serve_app.decision import Decision
+from serve_app.models.answers import Answer, Usage
+from serve_app.routing.decision import Decision
 
 EASY, HARD = "an easy one", "a hard one"  # p_weak 0.9 and 0.1; of anything else 0.5
 ENDLESS = 10_000

@@ -32,7 +32,7 @@ def run_config(root: Path, **changes: Any) -> RunConfig:
 
 def served_model(root: Path, model: dict[str, Any]) -> Any:
     """The LLMConfig of a strong model with these fields."""
-    from serve_app.llm_deployments import llm_config
+    from serve_app.models.deployment import llm_config
 
     loaded = run_config(root, models={"weak": CPU_MODEL, "strong": model}).models["strong"]
     assert isinstance(loaded, VllmModelConfig)

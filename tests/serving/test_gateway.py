@@ -12,7 +12,7 @@ from gateway_fakes import FakeModel, FakeRouter, Fakes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.answers import Answer, Endpoint
+from serve_app.models.answers import Answer, Endpoint
 
 EASY, HARD = "What is 1 + 1?", "Prove it."
 CALL = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}

@@ -10,7 +10,7 @@ from gateway_fakes import FakeModel, FakeRouter, Fakes
 from pydantic_core import to_json
 from starlette.types import Message
 
-from serve_app.answers import Unavailable
+from serve_app.models.answers import Unavailable
 
 HARD = "Prove it."
 CAUSES: tuple[Unavailable, ...] = get_args(Unavailable)

@@ -22,7 +22,6 @@ LIGHT = (
     "firewall_ray.execution",
     "firewall_ray.labels",
     "firewall_ray.policy",
-    "firewall_ray.budget_control",
     "firewall_ray.evaluation.metrics",
 )
 HEAVY = {"ray", "torch", "vllm", "deepspeed", "transformers", "datasets", "sklearn", "matplotlib"}

@@ -8,7 +8,7 @@ from handmade import make_config
 from relabel_parts import serve_file, user_config
 
 from firewall_ray.config import RunConfig
-from serve_app.router_deployment import RouterUserConfig
+from serve_app.routing.replica import RouterUserConfig
 
 
 @pytest.fixture

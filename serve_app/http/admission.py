@@ -1,0 +1,134 @@
+"""Who may call, and how much: key, requests in flight and size of the body, before anything else looks at a request.
+
+A plain ASGI middleware around the ingress' endpoints, on each ingress replica. What it lets in has its whole body, and no key
+any more, so nothing behind it can wait for a slow client or write a key into a log.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from firewall_ray.serving_config import ServingConfig
+from serve_app.api_keys import holder
+from serve_app.errors import RequestRefused
+
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # the page and the probes; nothing that costs or tells anything
+RETRY_AFTER_S = 1
+# After a 408 nobody knows where the next request would begin.
+_HEADERS = {401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}}
+
+
+class Admission:
+    """on_refused: is told the status of every request that is turned away here."""
+
+    def __init__(self, app: ASGIApp, serving: ServingConfig, on_refused: Callable[[int], None]) -> None:
+        self._app = app
+        self._serving = serving
+        self._max_body_bytes = int(serving.max_body_mib * 2**20)
+        self._on_refused = on_refused
+        self._num_in_flight = 0
+        self._num_in_flight_of: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI says."""
+        if scope["type"] != "http":  # the lifespan; websockets lead nowhere
+            await self._app(scope, receive, send)
+            return
+        try:
+            key_name = self._caller(scope)
+            if scope["method"] != "POST":  # nothing that costs
+                await self._app(_let_in(scope, key_name), receive, send)
+                return
+            with self._slot(key_name):
+                body = await self._body(scope, receive)
+                await self._app(_let_in(scope, key_name), _replayed(body, receive), send)
+        except RequestRefused as e:  # of this class: the application answers its own
+            self._on_refused(e.status)
+            response = e.response()
+            response.headers.update(_HEADERS.get(e.status, {}))
+            await response(scope, receive, send)
+
+    def _caller(self, scope: Scope) -> str | None:
+        """The name of the caller's key; None where none is needed."""
+        headers = Headers(scope=scope)
+        if self._serving.api_keys == "disabled":
+            # A page of any site can have its visitors' browsers post to a server that they reach. Only a key, which the page
+            # does not have, or this keeps it out: not being able to read the answer does not.
+            origin = headers.get("origin")
+            if scope["method"] == "POST" and origin is not None and origin.partition("://")[2] != headers.get("host"):
+                raise RequestRefused(403, "Without API keys, no requests from other sites' pages.", code="cross_origin")
+            return None
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in OPEN_PATHS:
+            return None
+        authorization = [value for name, value in scope["headers"] if name == b"authorization"]
+        name = holder(authorization, self._serving.api_keys or ())
+        if name is None:
+            said = "This API key is not known here." if authorization else "An API key is needed."
+            raise RequestRefused(401, f"{said} Send yours once, as `Authorization: Bearer KEY`.", code="invalid_api_key")
+        return name
+
+    @contextmanager
+    def _slot(self, key_name: str | None) -> Iterator[None]:
+        """A place among the requests in flight, until the last byte is sent or the client has left."""
+        if self._num_in_flight >= self._serving.max_in_flight:
+            raise _too_many("The server works on as many requests as it takes (serving.max_in_flight).")
+        if key_name is not None and self._num_in_flight_of[key_name] >= self._serving.max_in_flight_per_key:
+            raise _too_many("This API key has as many requests in flight as one may (serving.max_in_flight_per_key).")
+        self._num_in_flight += 1
+        if key_name is not None:
+            self._num_in_flight_of[key_name] += 1
+        try:
+            yield
+        finally:
+            self._num_in_flight -= 1
+            if key_name is not None:
+                self._num_in_flight_of[key_name] -= 1
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """All of it. The declared length only saves reading what is too large: what counts is what comes."""
+        with suppress(ValueError):
+            self._check_size(int(Headers(scope=scope).get("content-length", "0")))
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._serving.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise RequestRefused(400, "The client left in the middle of its body.", code="incomplete_body")
+                    body += message.get("body", b"")
+                    self._check_size(len(body))
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError as e:
+            limit = f"{self._serving.body_timeout_s:g} s (serving.body_timeout_s)"
+            raise RequestRefused(408, f"The body did not arrive within {limit}.", code="body_timeout") from e
+
+    def _check_size(self, num_bytes: int) -> None:
+        if num_bytes > self._max_body_bytes:
+            limit = f"{self._serving.max_body_mib:g} MiB (serving.max_body_mib)"
+            raise RequestRefused(413, f"The body is larger than {limit}.", code="body_too_large")
+
+
+def _too_many(message: str) -> RequestRefused:
+    return RequestRefused(429, f"{message} Try again.", code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
+
+
+def _let_in(scope: Scope, key_name: str | None) -> Scope:
+    """The request with the name of its key in place of the key."""
+    headers = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
+    return {**scope, "headers": headers, "state": {**scope.get("state", {}), "key_name": key_name}}
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that begins with the body that was read, and goes on where reading stopped."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

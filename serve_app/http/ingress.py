@@ -1,0 +1,147 @@
+"""The OpenAI-compatible endpoint as a deployment: which path leads where. Runs on ingress replicas."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as Path
+from starlette.types import Lifespan
+
+from firewall_ray.artifacts import Dataset
+from firewall_ray.config import OpenAIModelConfig
+from firewall_ray.serving_config import Route, ServingConfig
+from serve_app.errors import add_error_handlers, error_response
+from serve_app.gateway import Gateway, parsed_object
+from serve_app.http.admission import Admission
+from serve_app.http.page import page_response
+from serve_app.models.client import DeployedModel, ModelClient
+from serve_app.models.remote import RemoteModel
+from serve_app.recording.counters import LiveCounters
+from serve_app.recording.decision_log import DecisionLog
+from serve_app.recording.exchange import Observer
+from serve_app.recording.later import Later
+from serve_app.recording.telemetry import Telemetry
+from serve_app.routing.client import DeployedRouter
+from serve_app.routing.request import FIREWALL, asked_for
+
+
+class Ingress:
+    """ids: what clients call the models. models: of each, its deployment's handle or the server that has it. decisions: where
+    the decision log goes, if `serving` wants one.
+    """
+
+    def __init__(
+        self,
+        router: DeploymentHandle,
+        ids: Mapping[Route, str],
+        models: Mapping[Route, DeploymentHandle | OpenAIModelConfig],
+        serving: ServingConfig,
+        decisions: Dataset,
+    ) -> None:
+        clients: dict[Route, ModelClient] = {
+            route: RemoteModel(ids[route], model, serving)
+            if isinstance(model, OpenAIModelConfig)
+            else DeployedModel(model, serving)
+            for route, model in models.items()
+        }
+        self._telemetry = telemetry = Telemetry(serving.prices)
+        self._counters = LiveCounters(serving.prices, serve.get_replica_context().replica_id.unique_id)
+        self._later = Later(telemetry)
+        observers: list[Observer] = [self._later, self._counters]
+        self._log: DecisionLog | None = None
+        if serving.decision_log is not None:
+            self._log = DecisionLog(decisions, serving.decision_log, telemetry.logged)
+            observers.append(self._log)
+        self._gateway = Gateway(DeployedRouter(router, max_calls=serving.router_replicas.max + 1), clients, ids, serving, observers)
+        self._serving = serving
+
+    async def __serve_build_asgi_app__(self) -> Starlette:
+        return asgi_app(self._gateway, self._serving, self._counters, self._telemetry.refused, self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Serve ends it once the replica's last request is answered, and waits for it."""
+        yield
+        await asyncio.to_thread(self._later.close)
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
+
+
+def asgi_app(
+    gateway: Gateway,
+    serving: ServingConfig,
+    counters: LiveCounters,
+    on_refused: Callable[[int], None],
+    lifespan: Lifespan[Starlette] | None = None,
+) -> Starlette:
+    """Every endpoint, around a gateway. No CORS: other sites' scripts are not let in.
+
+    on_refused: is told the status of each request that is not let in, of which the gateway never hears.
+    """
+
+    async def chat(request: Request) -> Response:
+        return await gateway.answer("chat", request)
+
+    async def completions(request: Request) -> Response:
+        return await gateway.answer("completions", request)
+
+    async def route(request: Request) -> Response:
+        parsed = parsed_object(await request.body())
+        decisions = await gateway.route(parsed, request.headers)
+        answers = [decision.as_json(gateway.ids[decision.route]) for decision in decisions]
+        return JSONResponse({"decisions": answers} if isinstance(parsed.get("prompt"), list) else answers[0])
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model_card(each) for each in (FIREWALL, *gateway.ids.values())]})
+
+    async def model(request: Request) -> Response:
+        model_id = request.path_params["model_id"]
+        asked_for(model_id, {}, gateway.ids)
+        return JSONResponse(_model_card(model_id))
+
+    async def stats(request: Request) -> Response:
+        return JSONResponse(counters.snapshot())
+
+    the_page = page_response(serving.examples)
+
+    async def page(request: Request) -> Response:
+        return the_page
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        problems = await gateway.ready()
+        if problems:
+            described = ", ".join(f"{name} ({problem})" for name, problem in problems.items())
+            return error_response(503, f"Not ready: {described}.", code="not_ready", headers={"retry-after": "5"})
+        return JSONResponse({"status": "ready"})
+
+    app = Starlette(
+        routes=[
+            Path("/v1/chat/completions", chat, methods=["POST"]),
+            Path("/v1/completions", completions, methods=["POST"]),
+            Path("/v1/route", route, methods=["POST"]),
+            Path("/v1/models", models),
+            Path("/v1/models/{model_id:path}", model),
+            Path("/", page),
+            Path("/stats", stats),
+            Path("/health", health),
+            Path("/ready", ready),
+        ],
+        middleware=[Middleware(Admission, serving, on_refused)],
+        lifespan=lifespan,
+    )
+    add_error_handlers(app)
+    return app
+
+
+def _model_card(model_id: str) -> dict[str, Any]:
+    return {"id": model_id, "object": "model", "created": 0, "owned_by": "firewall-ray"}

@@ -1,0 +1,89 @@
+"""The numbers behind the page: what one ingress replica has seen since it started, as GET /stats answers it.
+
+Runs in the ingress' event loop, which alone writes and reads. Ray's metrics have the same over all replicas.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from firewall_ray.serving_config import PriceConfig, Route
+from serve_app.recording.exchange import Exchange
+from serve_app.recording.fractions import RecentFractions
+
+LATENCY_WINDOW = 1_000
+ROUTES: tuple[Route, ...] = ("weak", "strong")
+
+
+class LiveCounters:
+    """An observer. prices: of both models, for the estimated saving. replica: the name that the snapshot carries."""
+
+    def __init__(self, prices: Mapping[Route, PriceConfig], replica: str = "local") -> None:
+        self._prices = prices
+        self._replica = replica
+        self._began = time.time()
+        self._num_requests = 0
+        self._by_route: Counter[str] = Counter()
+        self._by_reason: Counter[str] = Counter()
+        self._by_status: Counter[str] = Counter()
+        self._decided: Counter[str] = Counter()
+        self._num_fallbacks = 0
+        self._num_avoided = 0
+        self._saving_usd = 0.0
+        self._tokens: dict[Route, Counter[str]] = {route: Counter(prompt=0, completion=0) for route in ROUTES}
+        self._fractions = RecentFractions()
+        self._total_s: deque[float] = deque(maxlen=LATENCY_WINDOW)
+        self._router_s: deque[float] = deque(maxlen=LATENCY_WINDOW)
+
+    def record(self, exchange: Exchange) -> None:
+        """As the protocol says."""
+        self._num_requests += 1
+        self._by_status[str(exchange.status)] += 1
+        self._num_fallbacks += exchange.fallback is not None
+        self._fractions.add(exchange)
+        if exchange.decision is not None:
+            self._by_reason[exchange.decision.reason] += 1
+        if exchange.decided is not None:
+            self._decided[exchange.decided] += 1
+        if exchange.router_latency_s is not None:
+            self._router_s.append(exchange.router_latency_s)
+        if exchange.answered_by is not None:
+            self._by_route[exchange.answered_by] += 1
+            if exchange.usage is not None:
+                self._tokens[exchange.answered_by]["prompt"] += exchange.usage.prompt_tokens
+                self._tokens[exchange.answered_by]["completion"] += exchange.usage.completion_tokens
+            if exchange.status == 200 and exchange.total_s is not None:
+                self._total_s.append(exchange.total_s)
+        if exchange.avoided_strong_call:
+            self._num_avoided += 1
+            self._saving_usd += exchange.saving_usd(self._prices)
+
+    def snapshot(self) -> dict[str, Any]:
+        """JSON. Counts since `since` (Unix seconds); fractions and latencies (seconds) over the last 1,000 requests they
+        are known of, None before the first. by_route: who answered. routed: a score decided, chosen: what it said.
+        """
+        return {
+            "replica": self._replica,
+            "since": self._began,
+            "requests": self._num_requests,
+            "by_status": dict(self._by_status),
+            "by_route": {route: self._by_route[route] for route in ROUTES},
+            "by_reason": dict(self._by_reason),
+            "routed": self._decided.total(),
+            "chosen": {route: self._decided[route] for route in ROUTES},
+            "strong_fraction": self._fractions.realised,
+            "target_strong_fraction": self._fractions.target,
+            "fallbacks": self._num_fallbacks,
+            "strong_calls_avoided": self._num_avoided,
+            "estimated_saving_usd": self._saving_usd if self._prices else None,
+            "tokens": {route: dict(counts) for route, counts in self._tokens.items()},
+            "latency_s": _percentiles(self._total_s),
+            "router_s": _percentiles(self._router_s),
+        }
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """Nearest rank: the smallest value that so many percent do not exceed."""
+    ordered = sorted(values)
+    return {f"p{p}": ordered[-(-len(ordered) * p // 100) - 1] if ordered else None for p in (50, 90)}

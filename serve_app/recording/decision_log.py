@@ -1,0 +1,160 @@
+"""Decisions on disk: a row of `firewall_ray.schemas.DECISIONS` a request that a score decided, under ROOT/decisions/.
+
+Each ingress replica writes files of its own from a thread of its own: requests never wait for storage. Where storage fails,
+rows wait in memory and are written when it is back; when there is no more room they are dropped and counted.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import uuid4
+
+import pyarrow as pa
+
+from firewall_ray.artifacts import Dataset
+from firewall_ray.errors import StorageFailure
+from firewall_ray.schemas import DECISIONS
+from firewall_ray.serving_config import DecisionLogConfig
+from serve_app.recording.exchange import Exchange
+
+MAX_WAITING_FILES = 4  # in rows: as many as so many files hold
+MAX_WAITING_CHARACTERS = 64 * 2**20  # of text
+RETRY_S = 5.0
+CLOSE_S = 10.0  # Serve ends a replica 20 s after it was told to stop
+
+logger = logging.getLogger("ray.serve")
+Row = tuple[Any, ...]
+
+
+class DecisionLog:
+    """An observer. logged: is told how many rows were written or dropped; called from the log's thread too."""
+
+    def __init__(
+        self, dataset: Dataset, config: DecisionLogConfig, logged: Callable[[Literal["written", "dropped"], int], None]
+    ) -> None:
+        self._dataset = dataset
+        self._config = config
+        self._logged = logged
+        self._writer_id = uuid4().hex[:12]  # replicas write into the same folder
+        self._num_files = 0
+        self._rows: list[Row] = []
+        self._num_characters = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="decision-log", daemon=True)
+        self._thread.start()
+
+    def record(self, exchange: Exchange) -> None:
+        """As the protocol says."""
+        if exchange.decided is None:
+            return
+        row = row_of(exchange, keep_text=self._config.keep_text)
+        num_characters = len(row[-1] or "")
+        with self._changed:
+            is_full = (
+                len(self._rows) >= MAX_WAITING_FILES * self._config.rows_per_file
+                or self._num_characters + num_characters > MAX_WAITING_CHARACTERS
+            )
+            if not is_full:
+                self._rows.append(row)
+                self._num_characters += num_characters
+                if self._file_is_full():
+                    self._changed.notify()
+        if is_full:
+            self._logged("dropped", 1)
+
+    def close(self) -> None:
+        """Write what is left; blocks, 10 s at most. Rows that come later are lost."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join(CLOSE_S)
+
+    # The thread ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        is_failing = False
+        while True:
+            with self._changed:
+                if is_failing:
+                    self._changed.wait_for(lambda: self._is_closed, RETRY_S)
+                else:
+                    self._changed.wait_for(lambda: self._is_closed or self._file_is_full(), self._config.seconds_per_file)
+                rows = self._rows[: self._config.rows_per_file]
+                is_closing = self._is_closed
+            if rows:
+                is_failing = not self._write(rows, is_failing)
+            if is_closing and (is_failing or not self._rows):
+                self._dropped(len(self._rows))
+                return
+
+    def _write(self, rows: list[Row], was_failing: bool) -> bool:
+        """Whether these rows, the first ones waiting, need not wait any longer."""
+        outcome: Literal["written", "dropped"] = "written"
+        try:
+            self._dataset.append(table_of(rows), self._next_name())
+        except StorageFailure as e:
+            if not was_failing:
+                logger.warning("The decision log cannot be written, rows wait in memory: %s", e)
+            return False
+        except Exception as e:  # of these rows, not of the storage: they would fail again
+            logger.warning("%d rows of the decision log are dropped: %s.", len(rows), type(e).__name__)
+            outcome = "dropped"
+        with self._changed:
+            del self._rows[: len(rows)]
+            self._num_characters -= sum(len(row[-1] or "") for row in rows)
+        self._logged(outcome, len(rows))
+        return True
+
+    def _file_is_full(self) -> bool:
+        return len(self._rows) >= self._config.rows_per_file or self._num_characters > MAX_WAITING_CHARACTERS // 2
+
+    def _dropped(self, num_rows: int) -> None:
+        if num_rows:
+            logger.warning("%d rows of the decision log are lost at shutdown: storage fails.", num_rows)
+            self._logged("dropped", num_rows)
+
+    def _next_name(self) -> str:
+        """A folder a day, so that neither people nor programs need to list everything."""
+        self._num_files += 1
+        now = datetime.now(UTC)
+        return f"date={now:%Y-%m-%d}/{now:%H%M%S}-{self._writer_id}-{self._num_files:06d}.parquet"
+
+
+def row_of(exchange: Exchange, *, keep_text: bool) -> Row:
+    """The columns of `DECISIONS`, in its order. The exchange is one that a score decided."""
+    decision, usage = exchange.decision, exchange.usage
+    assert decision is not None
+    text = exchange.text if keep_text else None
+    return (
+        decision.query_id,
+        decision.score,
+        int(exchange.began_at * 1e6),
+        decision.router,
+        decision.threshold,
+        decision.strong_fraction,
+        decision.route,
+        exchange.decided,
+        exchange.answered_by,
+        decision.reason,
+        exchange.fallback,
+        exchange.endpoint,
+        exchange.streams,
+        exchange.status,
+        usage and usage.prompt_tokens,
+        usage and usage.completion_tokens,
+        exchange.router_s,
+        exchange.first_byte_s,
+        exchange.total_s,
+        exchange.key_name,
+        # JSON may hold half a surrogate pair, UTF-8 may not.
+        text and text.encode("utf-8", "replace").decode(),
+    )
+
+
+def table_of(rows: list[Row]) -> pa.Table:
+    """Rows of `row_of` as a table. Raises pyarrow.ArrowException or OverflowError on what the columns cannot hold."""
+    columns = zip(*rows, strict=True)
+    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, DECISIONS, strict=True)], schema=DECISIONS)

@@ -1,0 +1,82 @@
+"""One routed request from its decision to its last byte: what telemetry, the decision log and the page's counters read."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from firewall_ray.serving_config import PriceConfig, Route
+from serve_app.models.answers import Endpoint, Unavailable, Usage
+from serve_app.routing.decision import Decision
+
+
+@dataclass
+class Exchange:
+    """Filled in as the request goes. Times in seconds; None where it never came so far.
+
+    text: what the router read, of several prompts the one that decided. Personal data: only the decision log may keep it, and
+    only when told to.
+    answered_by: the model that answered; not decision.route after a fallback, whose cause is `fallback`.
+    first_byte_s: from arrival to the model's first byte. model_s: of that, in the model's replica.
+    """
+
+    endpoint: Endpoint
+    key_name: str | None = None
+    streams: bool = False
+    text: str | None = None
+    decision: Decision | None = None
+    answered_by: Route | None = None
+    fallback: Unavailable | None = None
+    status: int = 500
+    router_s: float | None = None
+    first_byte_s: float | None = None
+    model_s: float | None = None
+    total_s: float | None = None
+    usage: Usage | None = None
+    client_left: bool = False
+    began_at: float = field(default_factory=time.time)  # wall clock, for the log
+    _began: float = field(default_factory=time.perf_counter)
+
+    def elapsed_s(self) -> float:
+        """Since the request arrived."""
+        return time.perf_counter() - self._began
+
+    @property
+    def decided(self) -> Route | None:
+        """As the decision's: the model that a score chose; None also where there was no decision."""
+        return None if self.decision is None else self.decision.decided
+
+    @property
+    def router_latency_s(self) -> float | None:
+        """From arrival to the decision; None where the router was not asked."""
+        asked = self.decision is not None and self.decision.reason in ("score", "shadow", "router-timeout", "router-failed")
+        return self.router_s if asked else None
+
+    @property
+    def queue_s(self) -> float | None:
+        """The way to the model's replica and waiting there. None where it is not known: remote models, and after a fallback."""
+        if self.first_byte_s is None or self.router_s is None or self.model_s is None or self.fallback is not None:
+            return None
+        return max(0.0, self.first_byte_s - self.router_s - self.model_s)
+
+    @property
+    def avoided_strong_call(self) -> bool:
+        """Whether the weak model answered, to the end, because a score said that it can."""
+        in_force = self.decision is not None and self.decision.reason in ("score", "sticky")  # not only recorded, as in shadow mode
+        return in_force and self.decided == "weak" and self.answered_by == "weak" and self.status == 200
+
+    def saving_usd(self, prices: Mapping[Route, PriceConfig]) -> float:
+        """What an avoided strong call saved: the tokens of the weak answer at the strong price less those at the weak one.
+
+        An estimate, since the strong model's answer would have had another length. 0 without prices.
+        """
+        if not self.avoided_strong_call or self.usage is None or not prices:
+            return 0.0
+        tokens = self.usage.prompt_tokens, self.usage.completion_tokens
+        return prices["strong"].cost_usd(*tokens) - prices["weak"].cost_usd(*tokens)
+
+
+class Observer(Protocol):
+    """Is told of every exchange once, when it is over. Must not block, and must not raise."""
+
+    def record(self, exchange: Exchange) -> None: ...

@@ -1,0 +1,39 @@
+"""The strong fraction of the last routed requests, beside the one that was asked for. Lives in an ingress replica."""
+
+from collections import deque
+
+from serve_app.recording.exchange import Exchange
+
+WINDOW = 1_000
+
+
+class RecentFractions:
+    """Over the last `WINDOW` requests that a score decided, those of sticky conversations and of shadow mode included."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[bool, float]] = deque()
+        self._num_strong = 0
+        self._sum_targets = 0.0
+
+    def add(self, exchange: Exchange) -> None:
+        """Does nothing where no score decided."""
+        if exchange.decided is None or exchange.decision is None:
+            return
+        if len(self._recent) == WINDOW:
+            was_strong, target = self._recent.popleft()
+            self._num_strong -= was_strong
+            self._sum_targets -= target
+        is_strong, target = exchange.decided == "strong", exchange.decision.strong_fraction or 0.0
+        self._recent.append((is_strong, target))
+        self._num_strong += is_strong
+        self._sum_targets += target
+
+    @property
+    def realised(self) -> float | None:
+        """Share that the scores sent to the strong model, in [0, 1]; None before the first."""
+        return self._num_strong / len(self._recent) if self._recent else None
+
+    @property
+    def target(self) -> float | None:
+        """Mean of the strong fractions in force for these same requests, in [0, 1]; None before the first."""
+        return self._sum_targets / len(self._recent) if self._recent else None

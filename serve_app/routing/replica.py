@@ -1,0 +1,239 @@
+"""The router as a deployment: texts in, decisions out. Runs on router replicas, apart from the ingress' event loop.
+
+The score comes from the predictor that the offline jobs use, and it meets its threshold in `firewall_ray.policy`, as offline.
+"""
+
+import asyncio
+import logging
+import tempfile
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from ray import serve
+from ray.serve.deployment import Application
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import RunConfig, ScoringConfig
+from firewall_ray.config_base import Name, Strict
+from firewall_ray.errors import ModelError
+from firewall_ray.policy import goes_strong
+from firewall_ray.router.card import RouterCard
+from firewall_ray.router.predict import RouterPredictor, Scored, local_copy
+from firewall_ray.serving_config import BudgetControlConfig
+from firewall_ray.tasks.base import prompt_id
+from serve_app.recording.telemetry import RayMetrics
+from serve_app.routing.budget import BudgetController
+from serve_app.routing.client import Question
+from serve_app.routing.decision import Decision
+from serve_app.routing.drift import ScoreDrift
+
+MAX_ONGOING_REQUESTS = 1_000
+
+logger = logging.getLogger("ray.serve")
+
+
+class RouterUserConfig(Strict):
+    """What may change while the application runs: `user_config` of the deployment `Router` in Serve's config file."""
+
+    router: Name = Field(description="A folder of routers/.")
+    version: str | None = Field(None, description="The version on its card, to load a router again that was trained anew.")
+    strong_fraction: float = Field(ge=0, le=1, description="For the model `firewall`.")
+
+
+class Router:
+    """A replica of the router of `pair` (keys of the weak and the strong model).
+
+    Under `budget_control` each replica holds the fraction of its own decisions; so n of them together hold it over n windows.
+    """
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        scoring: ScoringConfig,
+        pair: tuple[str, str],
+        tie_seed: int,
+        budget_control: BudgetControlConfig | None,
+    ) -> None:
+        self._store = store
+        self._scoring = scoring
+        self._pair = pair
+        self._tie_seed = tie_seed
+        self._budget_control = budget_control
+        self._budgets: BudgetController | None = None
+        self._drift: ScoreDrift | None = None
+        self._metrics = RayMetrics()
+        self._standing: dict[str, float] = {}
+        self._predictor: RouterPredictor | None = None
+        self._strong_fraction = 0.0
+        self._loaded: tuple[str, str | None] | None = None
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve at the start and on every change. Requests are answered by the router before, until the new one is
+        loaded and warm. What cannot be applied is left out: the router before stays, since Serve would answer an exception by
+        stopping it; the reason is in the log, and the metric `firewall_router_config_refused` is 1 until the next good change.
+        """
+        try:
+            wanted = RouterUserConfig.model_validate(user_config)
+            if self._predictor is None or (wanted.router, wanted.version) != self._loaded:
+                self._use(await asyncio.to_thread(self._load, wanted), wanted)
+            self._strong_fraction = wanted.strong_fraction
+            if self._budgets is not None:
+                self._budgets.default = wanted.strong_fraction
+        except Exception as e:
+            if self._predictor is None:
+                raise
+            self._stand("firewall_router_config_refused", 1)
+            logger.error("The user_config of Router is not applied; version %s stays. %s", self._predictor.card.version, e)
+        else:
+            self._stand("firewall_router_config_refused", 0)
+
+    def _use(self, predictor: RouterPredictor, wanted: RouterUserConfig) -> None:
+        """From now on. Budget control and drift begin anew with a router, whose scores are of another scale."""
+        self._predictor = predictor
+        self._loaded = (wanted.router, wanted.version)
+        self._drift = ScoreDrift(predictor.card.quantiles)
+        self._stand("firewall_score_drift", 0)
+        if self._budget_control is not None:
+            quantiles, window = predictor.card.quantiles, self._budget_control.window
+            self._budgets = BudgetController(quantiles, window, default=wanted.strong_fraction)
+
+    def _load(self, wanted: RouterUserConfig) -> RouterPredictor:
+        with tempfile.TemporaryDirectory() as cache:
+            predictor = RouterPredictor(
+                local_copy(self._store.router(wanted.router).require(), cache),
+                batch_size=self._scoring.batch_size,
+                device=self._scoring.torch_device,
+                num_threads=self._scoring.torch_threads,
+                compiled=self._scoring.device == "cpu",
+            )
+        card = predictor.card
+        if (card.weak.key, card.strong.key) != self._pair:
+            raise ModelError(f"The router {wanted.router} was trained for {card.weak.key} and {card.strong.key}, not {self._pair}.")
+        if wanted.version not in (None, card.version):
+            raise ModelError(f"The router {wanted.router} has version {card.version}, not {wanted.version}.")
+        predictor.predict(["warm up"])  # so that the first request is not slow
+        return predictor
+
+    async def decide_all(self, questions: list[Question]) -> list[list[Decision] | Exception]:
+        """For each request one decision a text, in order; or why there is none, which is no other request's fault.
+
+        A text that is a question is put into the card's prompt template first, as for training. The prompt's hash breaks ties,
+        so it takes the same way as offline.
+        """
+        # Of one router to the end, whatever is loaded meanwhile.
+        predictor, budgets, drift = self._predictor, self._budgets, self._drift
+        assert predictor is not None
+        assert drift is not None
+        template = predictor.card.prompt_template
+        prompts = [
+            [template.format(question=text) for text in each.texts] if each.are_questions else each.texts for each in questions
+        ]
+        p_weak, truncated = await self._score(predictor, list(chain.from_iterable(prompts)))
+        # Nothing is awaited from here on: a threshold must know of every decision before it.
+        decided: list[list[Decision] | Exception] = []
+        start = 0
+        for question, its_prompts in zip(questions, prompts, strict=True):
+            its = slice(start, start := start + len(its_prompts))
+            scored = Scored(p_weak[its], truncated[its])
+            try:
+                decided.append(self._decide(question, its_prompts, scored, predictor.card, budgets))
+            except Exception as e:
+                decided.append(e)
+                continue
+            if question.counts:
+                self._watch(drift, scored.p_weak)
+        return decided
+
+    def _decide(
+        self, question: Question, prompts: list[str], scored: Scored, card: RouterCard, budgets: BudgetController | None
+    ) -> list[Decision]:
+        target = self._strong_fraction if question.strong_fraction is None else question.strong_fraction
+        threshold = card.quantiles.threshold(target) if budgets is None else budgets.threshold(target)
+        strong = goes_strong(scored.p_weak, prompts, threshold, self._tie_seed)
+        if budgets is not None and question.counts:
+            budgets.record(target, float(scored.p_weak.min()), bool(strong.any()))
+            self._report(budgets)
+        return [
+            Decision(
+                route="strong" if is_strong else "weak",
+                reason="score",
+                score=p_weak,
+                threshold=threshold.value,
+                router=card.version,
+                truncated=truncated,
+                strong_fraction=target,
+                query_id=prompt_id(prompt),
+            )
+            for prompt, is_strong, p_weak, truncated in zip(
+                prompts, strong.tolist(), scored.p_weak.tolist(), scored.truncated.tolist(), strict=True
+            )
+        ]
+
+    def _report(self, budgets: BudgetController) -> None:
+        """How the default target is kept."""
+        budget = budgets.budget(budgets.default)
+        self._metrics("firewall_budget", budget.target, {"fraction": "target"})
+        self._metrics("firewall_budget", budgets.threshold(budget.target).strong_fraction, {"fraction": "effective"})
+        if budget.realised is not None:
+            self._metrics("firewall_budget", budget.realised, {"fraction": "realised"})
+
+    def _watch(self, drift: ScoreDrift, p_weak: np.ndarray) -> None:
+        """Whether live scores are still like those of the calibration. Those of a router that was replaced say nothing."""
+        for score in p_weak.tolist():
+            index = drift.add(score)
+            if index is not None and drift is self._drift:
+                self._stand("firewall_score_drift", index)
+
+    def _stand(self, gauge: str, value: float) -> None:
+        """A gauge that keeps its value until it is set again."""
+        self._standing[gauge] = value
+        self._metrics(gauge, value, {})
+
+    def check_health(self) -> None:
+        """Serve calls it every ten seconds. Ray forgets gauges that nobody set for twenty, so what stands is said again."""
+        for gauge, value in self._standing.items():
+            self._metrics(gauge, value, {})
+
+    # Waits for nobody: a batch is what came in, from all ingress replicas, while the one before it was scored.
+    @serve.batch(batch_wait_timeout_s=0)
+    async def _score(self, predictors: list[RouterPredictor], calls: list[list[str]]) -> list[Scored]:
+        """The scores of each call's prompts by its predictor: two in a batch while a router is swapped, else one."""
+        scored: dict[int, Scored] = {}
+        for predictor in set(predictors):
+            mine = [i for i, each in enumerate(predictors) if each is predictor]
+            prompts = [prompt for i in mine for prompt in calls[i]]
+            # In a thread: this replica's event loop goes on collecting meanwhile.
+            together = await asyncio.to_thread(predictor.score, prompts)
+            ends = np.cumsum([len(calls[i]) for i in mine])[:-1]
+            parts = zip(np.split(together.p_weak, ends), np.split(together.truncated, ends), strict=True)
+            for i, part in zip(mine, parts, strict=True):
+                scored[i] = Scored(*part)
+        return [scored[i] for i in range(len(calls))]
+
+
+def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> Application:
+    """The router `name` of the store, on the device and CPUs that scoring has."""
+    scoring, replicas = config.scoring, config.serving.router_replicas
+    resources: dict[str, Any] = {
+        "num_cpus": scoring.num_cpus,
+        "num_gpus": 1 if scoring.device == "gpu" else 0,
+        "resources": config.serving.node_resources,
+    }
+    deployment = serve.deployment(
+        Router,
+        name="Router",
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        ray_actor_options=resources,
+        logging_config={"enable_access_log": False},  # the ingress has one
+        autoscaling_config={
+            "min_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            # An ingress asks in one call for all that came in during the one before: calls say how busy a replica is.
+            "target_ongoing_requests": 1,
+        },
+        user_config=RouterUserConfig(router=name, strong_fraction=config.serving.strong_fraction).model_dump(),
+    )
+    pair = (config.pair.weak, config.pair.strong)
+    return deployment.bind(store, scoring, pair, config.evaluation.seed, config.serving.budget_control)

@@ -1,0 +1,104 @@
+"""What routing reads of a request: the strong fraction in the model's name, and the text that the router scores.
+
+Runs in the ingress, on the request's parsed JSON. Everything else in a request is the models' business.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from firewall_ray.serving_config import Route
+from serve_app.errors import RequestRefused
+
+FRACTION_HEADER = "x-firewall-strong-fraction"
+FIREWALL = "firewall"
+_FRACTION = re.compile(rf"{FIREWALL}-(\d+\.?\d*|\.\d+)", re.ASCII)
+
+
+def is_reserved(model_id: str) -> bool:
+    """Whether clients could not reach a model with this id, because the router answers to it.
+
+    >>> [is_reserved(name) for name in ("firewall", "firewall-7b", "strong")]
+    [True, True, False]
+    """
+    return model_id == FIREWALL or model_id.startswith(f"{FIREWALL}-")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """route: the model that the client named, for no routing. strong_fraction: in [0, 1]; None: the default in force."""
+
+    route: Route | None = None
+    strong_fraction: float | None = None
+
+
+def asked_for(model: Any, headers: Mapping[str, str], ids: Mapping[Route, str]) -> Asked:
+    """What a request's `model` and headers ask of routing. ids: of the pair. Raises RequestRefused when they name nothing here.
+
+    >>> asked_for("firewall-0.3", {}, {"weak": "small"}), asked_for("small", {}, {"weak": "small"})
+    (Asked(route=None, strong_fraction=0.3), Asked(route='weak', strong_fraction=None))
+    """
+    known = ", ".join([FIREWALL, f"{FIREWALL}-0.3 (any strong fraction from 0 to 1)", *ids.values()])
+    if model is None:
+        raise RequestRefused(400, f"model is missing. There are: {known}.", code="missing_model", param="model")
+    if not isinstance(model, str):
+        raise RequestRefused(400, f"model: must be a string. There are: {known}.", code="invalid_type", param="model")
+    for route, model_id in ids.items():
+        if model == model_id:
+            return Asked(route=route)
+    found = _FRACTION.fullmatch(model)
+    named = float(found.group(1)) if found else None
+    if model != FIREWALL and (named is None or named > 1):
+        message = f"The model {model[:100]!r} does not exist. There are: {known}."
+        raise RequestRefused(404, message, code="model_not_found", param="model")
+    given = headers.get(FRACTION_HEADER)
+    return Asked(strong_fraction=named if given is None else _fraction_of_header(given, named))
+
+
+def _fraction_of_header(given: str, named: float | None) -> float:
+    found = re.fullmatch(r"\d+\.?\d*|\.\d+", given.strip(), re.ASCII)
+    fraction = float(found.group()) if found else None
+    if fraction is None or fraction > 1:
+        raise RequestRefused(400, f"{FRACTION_HEADER}: must be a number from 0 to 1.", code="invalid_value", param=FRACTION_HEADER)
+    if named is not None and named != fraction:
+        message = f"{FRACTION_HEADER} and the model's name ask for different fractions. Leave one out."
+        raise RequestRefused(400, message, code="invalid_value", param=FRACTION_HEADER)
+    return fraction
+
+
+def chat_text(messages: Sequence[Any], which: Literal["last_user", "conversation"]) -> str | None:
+    """The text of a chat that the router reads: of the last user message that has any, or all that has been said.
+
+    Text parts are joined by newlines, as vLLM joins them. Content may be a string, null, or parts, of which images and the
+    like are passed over. None: no text.
+
+    >>> chat_text([{"role": "user", "content": [{"type": "text", "text": "Why?"}]}, {"role": "assistant"}], "last_user")
+    'Why?'
+    """
+    if which == "conversation":
+        texts = [_content_text(message.get("content")) for message in messages if isinstance(message, dict)]
+        return "\n".join(text for text in texts if text) or None
+    for message in reversed(messages):
+        if isinstance(message, dict) and message.get("role") == "user" and (text := _content_text(message.get("content"))):
+            return text
+    return None
+
+
+def _content_text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = [part if isinstance(part, str) else part.get("text") for part in parts if isinstance(part, str | dict)]
+    return "\n".join(text for text in texts if isinstance(text, str) and text)
+
+
+def prompts_of(prompt: Any) -> list[str]:
+    """The texts of a completion's `prompt`, as they are: one, or several. Empty where it holds token ids or nothing.
+
+    >>> prompts_of("Question: Why?"), prompts_of(["a", "b"]), prompts_of([[1, 2]])
+    (['Question: Why?'], ['a', 'b'], [])
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    readable = isinstance(prompts, list) and all(isinstance(each, str) for each in prompts)
+    return list(prompts) if readable else []

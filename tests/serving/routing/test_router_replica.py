@@ -1,0 +1,303 @@
+"""A router replica in process, without Ray: how it spends its budget, and what happens to requests while a router is swapped."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_router import SCRATCH, make_card
+
+from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.config import RouterConfig, ScoringConfig
+from firewall_ray.errors import ModelError, PolicyError
+from firewall_ray.policy import QuantileTable
+from firewall_ray.router.card import RouterCard
+from firewall_ray.router.predict import Scored
+from firewall_ray.serving_config import BudgetControlConfig
+from firewall_ray.tasks.base import prompt_id
+from serve_app.routing.client import Question
+from serve_app.routing.decision import Decision
+from serve_app.routing.replica import Router, RouterUserConfig
+
+WINDOW = 200
+
+
+@dataclass(eq=False)
+class FakePredictor:
+    """A prompt's score is the number in it, plus `offset`. The calibration sample has 0.00 to 0.99."""
+
+    version: str
+    offset: float = 0.0
+
+    @property
+    def card(self) -> RouterCard:
+        quantiles = QuantileTable.from_scores([self.offset + i / 100 for i in range(100)])
+        template = f"{self.version}: {{question}}"
+        update: dict[str, Any] = {"version": self.version, "quantiles": quantiles, "prompt_template": template}
+        return make_card(RouterConfig(backbone=SCRATCH)).model_copy(update=update)
+
+    def score(self, prompts: list[str]) -> Scored:
+        return Scored(np.array([float(prompt.split()[-1]) + self.offset for prompt in prompts]), np.zeros(len(prompts), bool))
+
+
+@dataclass
+class Metrics:
+    values: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def __call__(self, name: str, value: float, tags: dict[str, str]) -> None:
+        self.values[name, "".join(tags.values())] = value
+
+
+class Replica(Router):
+    """Without Serve's batches. While `held` is set, scores are not given out."""
+
+    def __init__(self, budget_control: BudgetControlConfig | None = None) -> None:
+        super().__init__(ArtifactStore("nowhere"), ScoringConfig(), ("weak", "strong"), 0, budget_control)
+        self.predictors = {"soft_block": FakePredictor("one"), "hard_block": FakePredictor("two", offset=10)}
+        self._metrics = self.seen = Metrics()  # type: ignore[assignment]
+        self._score = self._score_alone  # type: ignore[method-assign]
+        self.held: asyncio.Event | None = None
+
+    def _load(self, wanted: RouterUserConfig) -> Any:
+        if wanted.router not in self.predictors:
+            raise ModelError(f"there is no {wanted.router}")
+        return self.predictors[wanted.router]
+
+    async def _score_alone(self, predictor: Any, prompts: list[str]) -> Any:
+        if self.held is not None:
+            await self.held.wait()
+        (scored,) = await Router._score.__wrapped__(self, [predictor], [prompts])
+        return scored
+
+    async def decide(self, texts: list[str], target: float | None, are_questions: bool, counts: bool = False) -> list[Decision]:
+        (decided,) = await self.decide_all([Question(texts, target, are_questions, counts)])
+        if isinstance(decided, Exception):
+            raise decided
+        return decided
+
+    async def share_strong(self, scores: list[float], target: float | None = None) -> float:
+        """Of as many requests, one after the other."""
+        decisions = [(await self.decide([str(score)], target, True, True))[0] for score in scores]
+        return float(np.mean([decision.route == "strong" for decision in decisions]))
+
+
+def user_config(router: str = "soft_block", strong_fraction: float = 0.5) -> dict[str, Any]:
+    return {"router": router, "strong_fraction": strong_fraction}
+
+
+async def replica(window: int | None = WINDOW, **config: Any) -> Replica:
+    made = Replica(None if window is None else BudgetControlConfig(window=window))
+    await made.reconfigure(user_config(**config))
+    return made
+
+
+# Budget control ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [None, 0.2, 0.8])
+def test_the_budget_is_held_where_all_scores_lie_above_the_calibration(target: float | None) -> None:
+    async def test() -> None:
+        scores = [5 + i % 100 / 100 for i in range(2 * WINDOW)]
+        assert await (await replica(window=None)).share_strong(scores, target) == 0
+        assert await (await replica()).share_strong(scores, target) == pytest.approx(target or 0.5, abs=0.01)
+
+    asyncio.run(test())
+
+
+def test_a_decision_names_the_target_and_the_threshold_that_it_met() -> None:
+    async def test() -> None:
+        router = await replica()
+        await router.share_strong([5.0] * 30)
+        (decision,) = await router.decide(["5.0"], None, True, True)
+        assert decision.strong_fraction == 0.5
+        assert decision.threshold != router._predictor.card.quantiles.threshold(0.5).value  # type: ignore[union-attr]
+
+    asyncio.run(test())
+
+
+def test_only_what_a_model_will_answer_uses_up_budget() -> None:
+    """/v1/route and readiness ask without an answer in view."""
+
+    async def test() -> None:
+        router = await replica()
+        first = await router.decide(["0.1", "0.9"], None, True)
+        for _ in range(50):
+            assert await router.decide(["0.1", "0.9"], None, True) == first
+        assert router.seen.values.keys() == {("firewall_router_config_refused", ""), ("firewall_score_drift", "")}
+
+    asyncio.run(test())
+
+
+def test_a_request_of_several_prompts_is_one_decision() -> None:
+    async def test() -> None:
+        router = await replica()
+        await router.decide(["0.9", "0.1", "0.8"], None, True, True)
+        assert router._budgets is not None
+        assert router._budgets.budget(0.5).surplus == 0.5  # one, strong, where a half was due
+
+    asyncio.run(test())
+
+
+def test_metrics_say_how_the_default_is_kept() -> None:
+    async def test() -> None:
+        router = await replica(strong_fraction=0.25)
+        await router.share_strong([0.1, 0.9, 0.9, 0.9])
+        await router.share_strong([0.1] * 10, target=0.6)
+        seen = router.seen.values
+        assert (seen["firewall_budget", "target"], seen["firewall_budget", "realised"]) == (0.25, 0.25)
+        assert seen["firewall_budget", "effective"] == 0.25  # one strong of four: nothing to make up for
+
+    asyncio.run(test())
+
+
+def test_a_swapped_router_begins_anew_and_another_default_does_not() -> None:
+    async def test() -> None:
+        router = await replica()
+        await router.share_strong([5.0] * WINDOW)
+        held = router._budgets
+        await router.reconfigure(user_config(strong_fraction=0.3))
+        assert router._budgets is held
+        assert held is not None
+        assert held.default == 0.3
+        await router.reconfigure(user_config("hard_block", strong_fraction=0.3))
+        assert router._budgets is not held
+        # By the new card, at once: 0.3 of 10.00 to 10.99.
+        (decision,) = await router.decide(["0.5"], None, True, True)
+        assert decision.threshold == pytest.approx(10.3, abs=0.02)
+
+    asyncio.run(test())
+
+
+# Drift ---------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_unlike_the_calibration_show_as_drift_and_a_swap_forgets_them() -> None:
+    async def test() -> None:
+        router = await replica(window=None)
+        await router.share_strong([i % 100 / 100 for i in range(1_000)])
+        assert router.seen.values["firewall_score_drift", ""] < 0.01
+        await router.share_strong([0.9] * 500)
+        assert router.seen.values["firewall_score_drift", ""] > 0.25
+        await router.reconfigure(user_config("hard_block"))
+        assert router.seen.values["firewall_score_drift", ""] == 0
+
+    asyncio.run(test())
+
+
+def test_gauges_that_stand_are_said_again_at_each_health_check() -> None:
+    """Ray forgets them otherwise, and an alert on a refused config would end with the first scrapes."""
+
+    async def test() -> None:
+        router = await replica(window=None)
+        await router.reconfigure({})
+        router.seen.values.clear()
+        router.check_health()
+        assert router.seen.values == {("firewall_router_config_refused", ""): 1, ("firewall_score_drift", ""): 0}
+
+    asyncio.run(test())
+
+
+def test_readiness_and_route_requests_are_no_traffic_for_drift() -> None:
+    async def test() -> None:
+        router = await replica(window=None)
+        await router.decide(["0.9"] * 1_000, None, True)
+        assert router.seen.values["firewall_score_drift", ""] == 0
+
+    asyncio.run(test())
+
+
+def test_a_request_that_cannot_be_decided_fails_alone() -> None:
+    async def test() -> None:
+        router = await replica(window=None)
+        before, wrong, after = await router.decide_all(
+            [
+                Question(["0.1", "0.9"], 0.5, are_questions=True, counts=True),
+                Question(["0.1"], 1.5, are_questions=True, counts=True),
+                Question(["0.8"], 0.5, are_questions=True, counts=True),
+            ]
+        )
+        assert isinstance(wrong, PolicyError)
+        assert not isinstance(before, Exception)
+        assert not isinstance(after, Exception)
+        assert [decision.score for decision in (*before, *after)] == pytest.approx([0.1, 0.9, 0.8])
+
+    asyncio.run(test())
+
+
+# Swaps ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [None, WINDOW])
+def test_a_request_under_way_is_decided_by_the_router_that_it_began_with(window: int | None) -> None:
+    """Prompt template, score, threshold and version are of one router: half of each would send 10.1 at 0.5 to the weak model."""
+
+    async def test() -> None:
+        router = await replica(window)
+        router.held = asyncio.Event()
+        under_way = asyncio.create_task(router.decide(["0.1"], None, True, True))
+        await asyncio.sleep(0)
+        await router.reconfigure(user_config("hard_block"))
+        router.held.set()
+        (before,), (after,) = await under_way, await router.decide(["0.1"], None, True, True)
+        assert (before.router, before.score, before.route) == ("one", pytest.approx(0.1), "strong")
+        assert (after.router, after.score, after.route) == ("two", pytest.approx(10.1), "strong")
+
+    asyncio.run(test())
+
+
+def test_a_batch_of_before_and_after_a_swap_is_scored_by_both_routers_each_its_own() -> None:
+    async def test() -> None:
+        router = await replica()
+        one, two = router.predictors.values()
+        calls = [["0.1", "0.5"], ["0.2"], ["0.3"], ["0.4", "0.6"]]
+        scored = await Router._score.__wrapped__(router, [one, two, one, two], calls)
+        assert [each.p_weak.tolist() for each in scored] == [[0.1, 0.5], [10.2], [0.3], [10.4, 10.6]]
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"router": "missing", "strong_fraction": 0.1}, "there is no missing"),
+        ({"router": "soft_block", "strong_fraction": 1.5}, "strong_fraction"),
+        ({"router": "soft_block"}, "strong_fraction"),
+        ({"router": "soft_block", "strong_fraction": 0.1, "treshold": 0.2}, "treshold"),
+        ({}, "router"),
+    ],
+)
+def test_what_cannot_be_applied_is_left_out_and_said(wrong: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        router = await replica(strong_fraction=0.4)
+        await router.reconfigure(wrong)
+        (decision,) = await router.decide(["0.1"], None, True)
+        assert (decision.router, decision.strong_fraction) == ("one", 0.4)
+        assert router.seen.values["firewall_router_config_refused", ""] == 1
+        assert "not applied; version one stays" in caplog.text
+        assert why in caplog.text
+        await router.reconfigure(user_config("hard_block"))
+        assert router.seen.values["firewall_router_config_refused", ""] == 0
+        assert (await router.decide(["0.1"], None, True))[0].router == "two"
+
+    asyncio.run(test())
+
+
+def test_a_replica_does_not_start_with_a_user_config_that_cannot_be_applied() -> None:
+    async def test() -> None:
+        with pytest.raises(ModelError, match="missing"):
+            await replica(router="missing")
+
+    asyncio.run(test())
+
+
+def test_a_query_has_the_name_that_offline_routing_gives_its_prompt_however_it_was_asked() -> None:
+    async def ids() -> list[str | None]:
+        replica = Replica()
+        await replica.reconfigure({"router": "soft_block", "strong_fraction": 0.5})
+        asked = await replica.decide(["0.25"], None, True) + await replica.decide(["one: 0.25", "0.25"], None, False)
+        return [decision.query_id for decision in asked]
+
+    of_question, of_prompt, of_other = asyncio.run(ids())
+    assert of_question == of_prompt == prompt_id("one: 0.25")
+    assert of_other == prompt_id("0.25")
