@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 from starlette.requests import Request
@@ -20,27 +20,16 @@ from serve_app.errors import RequestRefused, error_body
 from serve_app.models.answers import Answer, Endpoint, ModelUnavailable
 from serve_app.models.client import ModelClient
 from serve_app.recording.exchange import Exchange, Observer
+from serve_app.routing.client import RouterClient
 from serve_app.routing.conversations import HEADER, Conversations, conversation_key, first_turn
 from serve_app.routing.decision import OTHER, Decision, Reason
-from serve_app.routing.request import FIREWALL, Asked, asked_for, chat_text, prompts_of
+from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, routing_options
 
 CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
 RETRY_AFTER_S = 1
 MAX_PROMPTS = 2_048  # of one request; millions fit into a body, and would keep the router from everybody else
 
 logger = logging.getLogger("ray.serve")
-
-
-class RouterClient(Protocol):
-    """The router as the gateway sees it."""
-
-    def decide(
-        self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
-    ) -> Awaitable[list[Decision]]:
-        """One decision a text, at `strong_fraction` or, when None, at the default in force. counts: as one request, answered
-        by a model, that the budget control is to know of.
-        """
-        ...
 
 
 class Text(NamedTuple):
@@ -94,15 +83,15 @@ class Gateway:
         body = await request.body()
         parsed = parsed_object(body)
         streams = exchange.streams = wants_stream(parsed)
-        asked = asked_for(parsed.get("model"), request.headers, self.ids)
+        options = routing_options(parsed.get("model"), request.headers, self.ids)
         text = self._text_of(exchange.endpoint, parsed)
         exchange.text = text.texts[0] if text.texts else None
         key = None
-        if self._serving.sticky and exchange.endpoint == "chat" and asked.route is None:
+        if self._serving.sticky and exchange.endpoint == "chat" and options.route is None:
             beginning, given = first_turn(parsed["messages"]), request.headers.get(HEADER)
-            key = conversation_key(asked.strong_fraction, beginning, given, exchange.key_name)
+            key = conversation_key(options.strong_fraction, beginning, given, exchange.key_name)
 
-        decision = exchange.decision = await self._decide_request(exchange, asked, text, key)
+        decision = exchange.decision = await self._decide_request(exchange, options, text, key)
         exchange.router_s = exchange.elapsed_s()
         answer = await self._ask(exchange, decision, body, streams=streams)
         exchange.first_byte_s = exchange.elapsed_s()
@@ -137,7 +126,7 @@ class Gateway:
             raise RequestRefused(400, message, code="invalid_type", param="prompt")
         # No model waits for these: a batch has the time of as many requests.
         timeout_s = self._serving.router_timeout_s * len(text.texts)
-        return await self._decide(asked_for(parsed.get("model", FIREWALL), headers, self.ids), text, timeout_s)
+        return await self._decide(routing_options(parsed.get("model", FIREWALL), headers, self.ids), text, timeout_s)
 
     async def ready(self) -> dict[str, str]:
         """What is wrong with router and models, by name; empty when all of them answer."""
@@ -160,12 +149,12 @@ class Gateway:
         text = chat_text(first_turn(messages) if self._serving.sticky else messages, self._serving.chat_text)
         return Text([text] if text else [], are_questions=True)
 
-    async def _decide_request(self, exchange: Exchange, asked: Asked, text: Text, key: bytes | None) -> Decision:
+    async def _decide_request(self, exchange: Exchange, options: RoutingOptions, text: Text, key: bytes | None) -> Decision:
         """One decision for a request, since one model answers it: the strong one as soon as one of its texts needs it."""
         if key is not None and (known := self._conversations.recall(key)) is not None:
             decision = known.sticky()
         else:
-            decisions = await self._decide(asked, text, self._serving.router_timeout_s, counts=True)
+            decisions = await self._decide(options, text, self._serving.router_timeout_s, counts=True)
             decisive = next((i for i, each in enumerate(decisions) if each.route == "strong"), 0)
             decision = decisions[decisive]
             if text.texts:
@@ -176,16 +165,16 @@ class Gateway:
             decision = decision.shadowed_by(self._serving.shadow)
         return decision
 
-    async def _decide(self, asked: Asked, text: Text, timeout_s: float, *, counts: bool = False) -> list[Decision]:
+    async def _decide(self, options: RoutingOptions, text: Text, timeout_s: float, *, counts: bool = False) -> list[Decision]:
         """One decision a text, at least one."""
-        if asked.route is not None:
-            return [Decision(asked.route, "requested")] * max(1, len(text.texts))
+        if options.route is not None:
+            return [Decision(options.route, "requested")] * max(1, len(text.texts))
         if not text.texts:
             return [Decision(self._fail_open, "no-text")]
         reason: Reason
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._router.decide(text.texts, asked.strong_fraction, text.are_questions, counts)
+                return await self._router.decide(text.texts, options.strong_fraction, text.are_questions, counts)
         except TimeoutError:
             reason = "router-timeout"
         except Exception as e:  # whatever befell the router, the models can still answer

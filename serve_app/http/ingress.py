@@ -26,10 +26,10 @@ from serve_app.models.remote import RemoteModel
 from serve_app.recording.counters import LiveCounters
 from serve_app.recording.decision_log import DecisionLog
 from serve_app.recording.exchange import Observer
-from serve_app.recording.later import Later
 from serve_app.recording.telemetry import Telemetry
+from serve_app.recording.threaded import ThreadedObserver
 from serve_app.routing.client import DeployedRouter
-from serve_app.routing.request import FIREWALL, asked_for
+from serve_app.routing.request import FIREWALL, routing_options
 
 
 class Ingress:
@@ -53,8 +53,8 @@ class Ingress:
         }
         self._telemetry = telemetry = Telemetry(serving.prices)
         self._counters = LiveCounters(serving.prices, serve.get_replica_context().replica_id.unique_id)
-        self._later = Later(telemetry)
-        observers: list[Observer] = [self._later, self._counters]
+        self._threaded = ThreadedObserver(telemetry)
+        observers: list[Observer] = [self._threaded, self._counters]
         self._log: DecisionLog | None = None
         if serving.decision_log is not None:
             self._log = DecisionLog(decisions, serving.decision_log, telemetry.logged)
@@ -69,7 +69,7 @@ class Ingress:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Serve ends it once the replica's last request is answered, and waits for it."""
         yield
-        await asyncio.to_thread(self._later.close)
+        await asyncio.to_thread(self._threaded.close)
         if self._log is not None:
             await asyncio.to_thread(self._log.close)
 
@@ -103,7 +103,7 @@ def asgi_app(
 
     async def model(request: Request) -> Response:
         model_id = request.path_params["model_id"]
-        asked_for(model_id, {}, gateway.ids)
+        routing_options(model_id, {}, gateway.ids)
         return JSONResponse(_model_card(model_id))
 
     async def stats(request: Request) -> Response:

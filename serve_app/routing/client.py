@@ -7,33 +7,33 @@ often, for more requests at a time. docs/serving.md says what that gained.
 import asyncio
 import contextvars
 from collections import deque
-from typing import Any, NamedTuple
+from collections.abc import Awaitable
+from typing import Any, Protocol
 
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.routing.decision import Decision
+from serve_app.routing.decision import Decision, DecisionRequest
 
 MAX_TEXTS_A_CALL = 64  # a request of more goes alone, so that small ones need not wait for its end
 
 
-class Question(NamedTuple):
-    """What `Router.decide_all` is asked of one request.
-
-    strong_fraction: in [0, 1]; None: the default. are_questions: texts to be put into the prompt template; otherwise they are
-    whole prompts. counts: as one request that a model will answer, which uses up budget.
-    """
-
-    texts: list[str]
-    strong_fraction: float | None
-    are_questions: bool
-    counts: bool
+Waiting = tuple[DecisionRequest, asyncio.Future[list[Decision]]]
 
 
-Waiting = tuple[Question, asyncio.Future[list[Decision]]]
+class RouterClient(Protocol):
+    """The router as the gateway sees it."""
+
+    def decide(
+        self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
+    ) -> Awaitable[list[Decision]]:
+        """One decision a text, at `strong_fraction` or, when None, at the default in force. counts: as one request, answered
+        by a model, that the budget control is to know of.
+        """
+        ...
 
 
 class DeployedRouter:
-    """The `RouterClient` of the ingress. max_calls: under way at a time; one more than there are replicas keeps all busy."""
+    """The router deployment, called. max_calls: under way at a time; one more than there are replicas keeps all busy."""
 
     def __init__(self, handle: DeploymentHandle, max_calls: int) -> None:
         self._decide_all = handle.decide_all
@@ -46,14 +46,14 @@ class DeployedRouter:
     ) -> list[Decision]:
         """As the protocol says."""
         answer: asyncio.Future[list[Decision]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((Question(texts, strong_fraction, are_questions, counts), answer))
+        self._waiting.append((DecisionRequest(texts, strong_fraction, are_questions, counts), answer))
         self._call()
         return await answer
 
     def _call(self) -> None:
         """Ask for those who wait, as long as a call more is allowed."""
         while len(self._calls) < self._max_calls and (asked := self._next()):
-            asking = self._ask([question for question, _ in asked], [answer for _, answer in asked])
+            asking = self._ask([request for request, _ in asked], [answer for _, answer in asked])
             # Outside of the request that happens to be here: when its client leaves, Serve cancels the calls made in it.
             call = asyncio.create_task(asking, context=contextvars.Context())
             self._calls.add(call)
@@ -64,12 +64,12 @@ class DeployedRouter:
         asked: list[Waiting] = []
         num_texts = 0
         while self._waiting:
-            question, answer = self._waiting[0]
+            request, answer = self._waiting[0]
             if not answer.done():
-                num_texts += len(question.texts)
+                num_texts += len(request.texts)
                 if asked and num_texts > MAX_TEXTS_A_CALL:
                     break
-                asked.append((question, answer))
+                asked.append((request, answer))
             self._waiting.popleft()
         return asked
 
@@ -77,11 +77,11 @@ class DeployedRouter:
         self._calls.discard(call)
         self._call()
 
-    async def _ask(self, questions: list[Question], answers: list[asyncio.Future[list[Decision]]]) -> None:
+    async def _ask(self, requests: list[DecisionRequest], answers: list[asyncio.Future[list[Decision]]]) -> None:
         """One call. Cancelled when nobody waits for it any more, so that a router that is late neither works for nobody nor
         keeps others waiting.
         """
-        response: Any = self._decide_all.remote(questions)
+        response: Any = self._decide_all.remote(requests)
         this = asyncio.current_task()
         assert this is not None
         remaining = len(answers)

@@ -5,7 +5,7 @@ Made on a router replica, or by the ingress when the router gave no answer.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from firewall_ray.serving_config import Route
 
@@ -15,6 +15,19 @@ from firewall_ray.serving_config import Route
 Reason = Literal["score", "sticky", "shadow", "requested", "router-timeout", "router-failed", "no-text"]
 
 OTHER: dict[Route, Route] = {"weak": "strong", "strong": "weak"}
+
+
+class DecisionRequest(NamedTuple):
+    """What a router replica is asked about one request.
+
+    strong_fraction: in [0, 1]; None: the default. are_questions: texts to be put into the prompt template; otherwise they are
+    whole prompts. counts: as one request that a model will answer, which uses up budget.
+    """
+
+    texts: list[str]
+    strong_fraction: float | None
+    are_questions: bool
+    counts: bool
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from firewall_ray.errors import PolicyError
 from firewall_ray.policy import QuantileTable
+from serve_app.metrics import NUM_SCORE_BINS, SCORE_BINS
 
 Floats = NDArray[np.float64]
 
-NUM_BINS = 20
-SCORE_BINS = tuple(i / NUM_BINS for i in range(1, NUM_BINS + 1))  # upper ends, which belong to the bin below them
 WINDOW = 1_000
 RECOMPUTE_EVERY = 250  # scores; the index costs some 20 microseconds, a score between two of them well under one
 
@@ -77,7 +76,7 @@ class ScoreDrift:
         self._expected = calibration_counts(table)
         self._recompute_every = recompute_every
         self._bins: list[int] = [-1] * window  # a ring; -1 where nothing was yet
-        self._counts = [0] * NUM_BINS
+        self._counts = [0] * NUM_SCORE_BINS
         self._num_seen = 0
 
     def add(self, p_weak: float) -> float | None:
@@ -85,7 +84,7 @@ class ScoreDrift:
         window is full; else None.
         """
         place = self._num_seen % len(self._bins)
-        left, came = self._bins[place], bisect_left(SCORE_BINS, p_weak, hi=NUM_BINS - 1)
+        left, came = self._bins[place], bisect_left(SCORE_BINS, p_weak, hi=NUM_SCORE_BINS - 1)
         if left >= 0:
             self._counts[left] -= 1
         self._bins[place] = came

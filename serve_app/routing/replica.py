@@ -23,10 +23,9 @@ from firewall_ray.router.card import RouterCard
 from firewall_ray.router.predict import RouterPredictor, Scored, local_copy
 from firewall_ray.serving_config import BudgetControlConfig
 from firewall_ray.tasks.base import prompt_id
-from serve_app.recording.telemetry import RayMetrics
+from serve_app.metrics import RayMetrics
 from serve_app.routing.budget import BudgetController
-from serve_app.routing.client import Question
-from serve_app.routing.decision import Decision
+from serve_app.routing.decision import Decision, DecisionRequest
 from serve_app.routing.drift import ScoreDrift
 
 MAX_ONGOING_REQUESTS = 1_000
@@ -116,7 +115,7 @@ class Router:
         predictor.predict(["warm up"])  # so that the first request is not slow
         return predictor
 
-    async def decide_all(self, questions: list[Question]) -> list[list[Decision] | Exception]:
+    async def decide_all(self, requests: list[DecisionRequest]) -> list[list[Decision] | Exception]:
         """For each request one decision a text, in order; or why there is none, which is no other request's fault.
 
         A text that is a question is put into the card's prompt template first, as for training. The prompt's hash breaks ties,
@@ -128,31 +127,31 @@ class Router:
         assert drift is not None
         template = predictor.card.prompt_template
         prompts = [
-            [template.format(question=text) for text in each.texts] if each.are_questions else each.texts for each in questions
+            [template.format(question=text) for text in each.texts] if each.are_questions else each.texts for each in requests
         ]
         p_weak, truncated = await self._score(predictor, list(chain.from_iterable(prompts)))
         # Nothing is awaited from here on: a threshold must know of every decision before it.
         decided: list[list[Decision] | Exception] = []
         start = 0
-        for question, its_prompts in zip(questions, prompts, strict=True):
+        for request, its_prompts in zip(requests, prompts, strict=True):
             its = slice(start, start := start + len(its_prompts))
             scored = Scored(p_weak[its], truncated[its])
             try:
-                decided.append(self._decide(question, its_prompts, scored, predictor.card, budgets))
+                decided.append(self._decide(request, its_prompts, scored, predictor.card, budgets))
             except Exception as e:
                 decided.append(e)
                 continue
-            if question.counts:
+            if request.counts:
                 self._watch(drift, scored.p_weak)
         return decided
 
     def _decide(
-        self, question: Question, prompts: list[str], scored: Scored, card: RouterCard, budgets: BudgetController | None
+        self, request: DecisionRequest, prompts: list[str], scored: Scored, card: RouterCard, budgets: BudgetController | None
     ) -> list[Decision]:
-        target = self._strong_fraction if question.strong_fraction is None else question.strong_fraction
+        target = self._strong_fraction if request.strong_fraction is None else request.strong_fraction
         threshold = card.quantiles.threshold(target) if budgets is None else budgets.threshold(target)
         strong = goes_strong(scored.p_weak, prompts, threshold, self._tie_seed)
-        if budgets is not None and question.counts:
+        if budgets is not None and request.counts:
             budgets.record(target, float(scored.p_weak.min()), bool(strong.any()))
             self._report(budgets)
         return [

@@ -26,18 +26,18 @@ def is_reserved(model_id: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RoutingOptions:
     """route: the model that the client named, for no routing. strong_fraction: in [0, 1]; None: the default in force."""
 
     route: Route | None = None
     strong_fraction: float | None = None
 
 
-def asked_for(model: Any, headers: Mapping[str, str], ids: Mapping[Route, str]) -> Asked:
+def routing_options(model: Any, headers: Mapping[str, str], ids: Mapping[Route, str]) -> RoutingOptions:
     """What a request's `model` and headers ask of routing. ids: of the pair. Raises RequestRefused when they name nothing here.
 
-    >>> asked_for("firewall-0.3", {}, {"weak": "small"}), asked_for("small", {}, {"weak": "small"})
-    (Asked(route=None, strong_fraction=0.3), Asked(route='weak', strong_fraction=None))
+    >>> routing_options("firewall-0.3", {}, {"weak": "small"}), routing_options("small", {}, {"weak": "small"})
+    (RoutingOptions(route=None, strong_fraction=0.3), RoutingOptions(route='weak', strong_fraction=None))
     """
     known = ", ".join([FIREWALL, f"{FIREWALL}-0.3 (any strong fraction from 0 to 1)", *ids.values()])
     if model is None:
@@ -46,14 +46,14 @@ def asked_for(model: Any, headers: Mapping[str, str], ids: Mapping[Route, str]) 
         raise RequestRefused(400, f"model: must be a string. There are: {known}.", code="invalid_type", param="model")
     for route, model_id in ids.items():
         if model == model_id:
-            return Asked(route=route)
+            return RoutingOptions(route=route)
     found = _FRACTION.fullmatch(model)
     named = float(found.group(1)) if found else None
     if model != FIREWALL and (named is None or named > 1):
         message = f"The model {model[:100]!r} does not exist. There are: {known}."
         raise RequestRefused(404, message, code="model_not_found", param="model")
     given = headers.get(FRACTION_HEADER)
-    return Asked(strong_fraction=named if given is None else _fraction_of_header(given, named))
+    return RoutingOptions(strong_fraction=named if given is None else _fraction_of_header(given, named))
 
 
 def _fraction_of_header(given: str, named: float | None) -> float:

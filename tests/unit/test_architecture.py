@@ -82,6 +82,78 @@ def test_the_serving_application_never_imports_jobs(path: Path) -> None:
     assert not [name for name in imported(path) if name.split(".")[0] in ("jobs", "tests", "benchmarks", "quickstart")]
 
 
+# The floors of serve_app, from the cellar up: what processes hand to each other; the parts; the story that is told with them; who
+# may come in; what is described in the driver and typed by people. A room's name stands for its modules.
+SERVE_FLOORS = (
+    ("errors", "serve_settings", "metrics", "api_keys", "models.answers", "routing.decision"),
+    ("routing", "models"),
+    ("recording",),
+    ("gateway",),
+    ("http",),
+    ("app",),
+    ("__main__",),
+    ("deploy",),
+)
+# What a replica's process loads of serve_app besides the module of the deployment itself. Nobody else's code is among it.
+SERVE_PROCESSES = {
+    "routing.replica": {"routing.budget", "routing.decision", "routing.drift", "metrics"},
+    "models.replica": {"models.answers", "errors"},
+}
+NOT_IN_THE_INGRESS = {
+    "app",
+    "deploy",
+    "__main__",
+    "routing.replica",
+    "routing.budget",
+    "routing.drift",
+    "models.replica",
+    "models.deployment",
+}
+
+
+def serve_floor(name: str) -> int:
+    """Of a module of serve_app, named from there; a module of its own line before the room that it lies in."""
+    rooms = {each: floor for floor, names in enumerate(SERVE_FLOORS) for each in names}
+    return rooms[name] if name in rooms else rooms[name.split(".")[0]]
+
+
+def serve_imports() -> dict[str, set[str]]:
+    """The modules of serve_app, named from there, and what each imports of the others."""
+    known = {module_name(path).removeprefix("serve_app."): path for path in modules("serve_app") if path.name != "__init__.py"}
+    return {name: {n.removeprefix("serve_app.") for n in imported(path)} & known.keys() for name, path in known.items()}
+
+
+def test_within_the_serving_application_imports_go_down_only() -> None:
+    edges = serve_imports()
+    upward = [(name, other) for name, others in edges.items() for other in others if serve_floor(name) < serve_floor(other)]
+    assert upward == []
+    # From room to room on one floor would be a circle waiting to be closed.
+    rooms = {"routing", "models"}
+    across = [
+        (name, other) for name, others in edges.items() for other in others if {name.split(".")[0], other.split(".")[0]} == rooms
+    ]
+    assert across == []
+
+
+def serve_closure(name: str) -> set[str]:
+    """Everything that a module of serve_app imports of it, directly or not."""
+    edges, reached, left = serve_imports(), set[str](), [name]
+    while left:
+        for other in edges[left.pop()] - reached:
+            reached.add(other)
+            left.append(other)
+    return reached
+
+
+@pytest.mark.parametrize("replica", SERVE_PROCESSES)
+def test_a_replica_loads_no_code_of_the_ingress(replica: str) -> None:
+    assert serve_closure(replica) == SERVE_PROCESSES[replica]
+
+
+def test_the_ingress_loads_no_code_of_the_driver_and_of_other_replicas() -> None:
+    assert serve_closure("http.ingress") & NOT_IN_THE_INGRESS == set()
+
+
 @pytest.mark.parametrize("path", [p for p in LIBRARY if module_name(p) in FOUNDATIONS], ids=relative)
 def test_foundations_import_only_foundations(path: Path) -> None:
     ours = {name for name in imported(path) if name.startswith("firewall_ray.")}

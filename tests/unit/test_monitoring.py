@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serve_app.recording.telemetry import METRICS
+from serve_app.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "monitoring"

@@ -11,8 +11,7 @@ from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import OpenAIModelConfig
 from firewall_ray.serving_config import ServingConfig
 from firewall_ray.tasks.base import prompt_id
-from serve_app.routing.client import Question
-from serve_app.routing.decision import Decision
+from serve_app.routing.decision import Decision, DecisionRequest
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +104,7 @@ def test_a_replica_that_is_told_to_stop_writes_its_last_decisions_first(ray_clus
 
     @serve.deployment(ray_actor_options={"num_cpus": 0})
     class StubRouter:
-        async def decide_all(self, questions: list[Question]) -> list[list[Decision]]:
+        async def decide_all(self, questions: list[DecisionRequest]) -> list[list[Decision]]:
             return [[Decision("strong", "score", 0.25, 0.5, "v1", False, 0.3, query_id=prompt_id(q.texts[0]))] for q in questions]
 
     nowhere = OpenAIModelConfig(engine="openai", base_url=f"http://127.0.0.1:{free_port()}/v1", model="x")

@@ -11,9 +11,10 @@ from gateway_fakes import FakeRouter, Fakes
 from pydantic import ValidationError
 
 from firewall_ray.serving_config import PriceConfig, ServingConfig
+from serve_app.metrics import METRICS, SCORE_BINS, RayMetrics, markdown_table
 from serve_app.models.answers import Usage
 from serve_app.recording.exchange import Exchange
-from serve_app.recording.telemetry import METRICS, SCORE_BINS, RayMetrics, Telemetry, markdown_table
+from serve_app.recording.telemetry import Telemetry
 from serve_app.routing.decision import Decision
 
 PRICES = {"weak": PriceConfig(prompt=1, completion=2), "strong": PriceConfig(prompt=10, completion=30)}
@@ -213,5 +214,5 @@ def test_every_metric_that_the_code_records_is_described_and_every_described_one
 
 
 def test_the_documentation_lists_the_metrics_as_they_are() -> None:
-    """Print the table anew: python -c "from serve_app.recording.telemetry import markdown_table; print(markdown_table())" """
+    """Print the table anew: python -c "from serve_app.metrics import markdown_table; print(markdown_table())" """
     assert markdown_table() in Path("docs/serving.md").read_text()

@@ -13,7 +13,7 @@ from firewall_ray.errors import ConfigError
 from firewall_ray.serving_config import Route
 from serve_app.errors import RequestRefused
 from serve_app.routing.decision import Decision
-from serve_app.routing.request import Asked, asked_for, chat_text, is_reserved, prompts_of
+from serve_app.routing.request import RoutingOptions, chat_text, is_reserved, prompts_of, routing_options
 
 IDS: Mapping[Route, str] = {"weak": "small", "strong": "large"}
 
@@ -26,7 +26,7 @@ anything = st.recursive(
 
 def refusal(model: object, fraction: str | None = None) -> RequestRefused:
     with pytest.raises(RequestRefused) as refused:
-        asked_for(model, {} if fraction is None else {"x-firewall-strong-fraction": fraction}, IDS)
+        routing_options(model, {} if fraction is None else {"x-firewall-strong-fraction": fraction}, IDS)
     return refused.value
 
 
@@ -38,7 +38,7 @@ def refusal(model: object, fraction: str | None = None) -> RequestRefused:
     [("firewall", None), ("firewall-0.3", 0.3), ("firewall-0", 0), ("firewall-1", 1), ("firewall-1.0", 1), ("firewall-.25", 0.25)],
 )
 def test_a_model_name_carries_the_strong_fraction(model: str, fraction: float | None) -> None:
-    assert asked_for(model, {}, IDS) == Asked(strong_fraction=fraction)
+    assert routing_options(model, {}, IDS) == RoutingOptions(strong_fraction=fraction)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_missing_model_and_one_that_is_no_text_are_400s() -> None:
 def test_no_name_gives_a_fraction_outside_0_to_1(model: str) -> None:
     for name in (model, f"firewall-{model}"):
         try:
-            fraction = asked_for(name, {}, IDS).strong_fraction
+            fraction = routing_options(name, {}, IDS).strong_fraction
         except RequestRefused:
             continue
         assert fraction is None or (0 <= fraction <= 1 and is_reserved(name))
@@ -73,7 +73,7 @@ def test_no_name_gives_a_fraction_outside_0_to_1(model: str) -> None:
 
 @pytest.mark.parametrize(("given_", "fraction"), [("0.7", 0.7), ("0", 0), ("1.0", 1), (".5", 0.5), (" 0.25 ", 0.25)])
 def test_the_header_sets_the_fraction_of_the_plain_name(given_: str, fraction: float) -> None:
-    assert asked_for("firewall", {"x-firewall-strong-fraction": given_}, IDS) == Asked(strong_fraction=fraction)
+    assert routing_options("firewall", {"x-firewall-strong-fraction": given_}, IDS) == RoutingOptions(strong_fraction=fraction)
 
 
 @pytest.mark.parametrize("given_", ["", "half", "1.5", "-0.1", "nan", "inf", "1e-1", "0,5", "0.5, 0.6", "٣"])
@@ -82,13 +82,13 @@ def test_a_header_that_is_no_fraction_is_refused_by_its_name(given_: str) -> Non
 
 
 def test_name_and_header_may_agree_but_not_differ() -> None:
-    assert asked_for("firewall-0.5", {"x-firewall-strong-fraction": "0.50"}, IDS) == Asked(strong_fraction=0.5)
+    assert routing_options("firewall-0.5", {"x-firewall-strong-fraction": "0.50"}, IDS) == RoutingOptions(strong_fraction=0.5)
     assert refusal("firewall-0.5", "0.4").status == 400
 
 
 def test_a_model_of_the_pair_by_its_own_id_asks_for_no_routing() -> None:
-    assert asked_for("small", {}, IDS) == Asked(route="weak")
-    assert asked_for("large", {"x-firewall-strong-fraction": "0.1"}, IDS) == Asked(route="strong")
+    assert routing_options("small", {}, IDS) == RoutingOptions(route="weak")
+    assert routing_options("large", {"x-firewall-strong-fraction": "0.1"}, IDS) == RoutingOptions(route="strong")
 
 
 # The text ------------------------------------------------------------------------------------------------------------

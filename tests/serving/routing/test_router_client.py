@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.routing.client import MAX_TEXTS_A_CALL, DeployedRouter, Question
-from serve_app.routing.decision import Decision
+from serve_app.routing.client import MAX_TEXTS_A_CALL, DeployedRouter
+from serve_app.routing.decision import Decision, DecisionRequest
 
 request_of_client: contextvars.ContextVar[str] = contextvars.ContextVar("request_of_client", default="none")
 
@@ -16,8 +16,8 @@ request_of_client: contextvars.ContextVar[str] = contextvars.ContextVar("request
 class Response:
     """Of one call. Like Serve's, it is awaited, and cancelled."""
 
-    def __init__(self, questions: list[Question]) -> None:
-        self.questions = questions
+    def __init__(self, requests: list[DecisionRequest]) -> None:
+        self.requests = requests
         self.made_in = request_of_client.get()
         self.was_cancelled = False
         self._result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -31,7 +31,7 @@ class Response:
 
     def finish(self, *failed: str) -> None:
         self._result.set_result(
-            [ValueError(q.texts[0]) if q.texts[0] in failed else [decision(text) for text in q.texts] for q in self.questions]
+            [ValueError(q.texts[0]) if q.texts[0] in failed else [decision(text) for text in q.texts] for q in self.requests]
         )
 
     def fail(self, error: Exception) -> None:
@@ -47,12 +47,12 @@ class Handle:
         self.calls: list[Response] = []
         self.decide_all = self
 
-    def remote(self, questions: list[Question]) -> Response:
-        self.calls.append(Response(questions))
+    def remote(self, requests: list[DecisionRequest]) -> Response:
+        self.calls.append(Response(requests))
         return self.calls[-1]
 
     def texts(self) -> list[list[str]]:
-        return [[text for question in call.questions for text in question.texts] for call in self.calls]
+        return [[text for question in call.requests for text in question.texts] for call in self.calls]
 
 
 def scenario(max_calls: int, run: Callable[[Handle, DeployedRouter], Awaitable[None]]) -> None:
@@ -88,7 +88,7 @@ def test_an_idle_router_is_asked_at_once_and_a_busy_one_for_all_that_came_in_mea
     async def run(handle: Handle, router: DeployedRouter) -> None:
         tasks = [ask(router, "a", fraction=0.25)]
         await settled()
-        assert handle.calls[0].questions == [Question(["a"], 0.25, True, True)]
+        assert handle.calls[0].requests == [DecisionRequest(["a"], 0.25, True, True)]
         tasks += [ask(router, text) for text in "bcd"]
         await settled()
         assert handle.texts() == [["a"]]

@@ -16,8 +16,7 @@ from firewall_ray.router.card import RouterCard
 from firewall_ray.router.predict import Scored
 from firewall_ray.serving_config import BudgetControlConfig
 from firewall_ray.tasks.base import prompt_id
-from serve_app.routing.client import Question
-from serve_app.routing.decision import Decision
+from serve_app.routing.decision import Decision, DecisionRequest
 from serve_app.routing.replica import Router, RouterUserConfig
 
 WINDOW = 200
@@ -71,7 +70,7 @@ class Replica(Router):
         return scored
 
     async def decide(self, texts: list[str], target: float | None, are_questions: bool, counts: bool = False) -> list[Decision]:
-        (decided,) = await self.decide_all([Question(texts, target, are_questions, counts)])
+        (decided,) = await self.decide_all([DecisionRequest(texts, target, are_questions, counts)])
         if isinstance(decided, Exception):
             raise decided
         return decided
@@ -212,9 +211,9 @@ def test_a_request_that_cannot_be_decided_fails_alone() -> None:
         router = await replica(window=None)
         before, wrong, after = await router.decide_all(
             [
-                Question(["0.1", "0.9"], 0.5, are_questions=True, counts=True),
-                Question(["0.1"], 1.5, are_questions=True, counts=True),
-                Question(["0.8"], 0.5, are_questions=True, counts=True),
+                DecisionRequest(["0.1", "0.9"], 0.5, are_questions=True, counts=True),
+                DecisionRequest(["0.1"], 1.5, are_questions=True, counts=True),
+                DecisionRequest(["0.8"], 0.5, are_questions=True, counts=True),
             ]
         )
         assert isinstance(wrong, PolicyError)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from firewall_ray.errors import PolicyError
 from firewall_ray.policy import QuantileTable
-from serve_app.routing.drift import NUM_BINS, SCORE_BINS, ScoreDrift, calibration_counts, population_stability_index
+from serve_app.metrics import NUM_SCORE_BINS, SCORE_BINS
+from serve_app.routing.drift import ScoreDrift, calibration_counts, population_stability_index
 
-COUNTS = st.lists(st.integers(0, 1_000), min_size=NUM_BINS, max_size=NUM_BINS).filter(any)
+COUNTS = st.lists(st.integers(0, 1_000), min_size=NUM_SCORE_BINS, max_size=NUM_SCORE_BINS).filter(any)
 
 
 def test_the_index_is_that_of_a_sum_by_hand() -> None:
@@ -61,13 +62,13 @@ def test_a_table_that_keeps_every_score_gives_the_histogram_of_the_sample(hundre
     scores = [i / 100 for i in hundredths]
     bins = np.searchsorted(SCORE_BINS, scores, side="left")  # an upper end belongs to the bin below it
     counts = calibration_counts(QuantileTable.from_scores(scores))
-    assert counts.tolist() == np.bincount(bins, minlength=NUM_BINS).tolist()
+    assert counts.tolist() == np.bincount(bins, minlength=NUM_SCORE_BINS).tolist()
 
 
 def test_a_table_that_leaves_scores_out_is_interpolated() -> None:
     scores = np.random.default_rng(0).beta(2, 5, 20_000)
     counts = calibration_counts(QuantileTable.from_scores(scores, num_quantiles=100))
-    true = np.histogram(scores, np.linspace(0, 1, NUM_BINS + 1))[0]
+    true = np.histogram(scores, np.linspace(0, 1, NUM_SCORE_BINS + 1))[0]
     assert counts.sum() == 20_000
     assert np.abs(counts - true).max() <= 20_000 / 100
 

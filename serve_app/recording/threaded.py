@@ -16,14 +16,14 @@ PERIOD_S = 0.25  # Ray exports metrics every few seconds
 logger = logging.getLogger("ray.serve")
 
 
-class Later:
+class ThreadedObserver:
     """Passes every exchange on to `observer`, in order. `record` may be called from any thread."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._exchanges: deque[Exchange] = deque()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"later-{type(observer).__name__}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"record-{type(observer).__name__}", daemon=True)
         self._thread.start()
 
     def record(self, exchange: Exchange) -> None:

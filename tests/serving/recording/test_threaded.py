@@ -3,7 +3,7 @@
 import threading
 
 from serve_app.recording.exchange import Exchange
-from serve_app.recording.later import Later
+from serve_app.recording.threaded import ThreadedObserver
 
 
 class Recorder:
@@ -22,12 +22,12 @@ class Recorder:
 
 def test_all_are_told_in_order_by_one_other_thread_though_some_fail() -> None:
     recorder = Recorder()
-    later = Later(recorder)
+    threaded = ThreadedObserver(recorder)
     names = [str(i) for i in range(1_000)]
     for name in names:
-        later.record(Exchange("chat", key_name=name))
-        later.record(Exchange("chat", key_name="bad"))
-    later.close()
+        threaded.record(Exchange("chat", key_name=name))
+        threaded.record(Exchange("chat", key_name="bad"))
+    threaded.close()
     assert recorder.seen == names
     assert len(recorder.threads - {threading.get_ident()}) == len(recorder.threads) == 1
 
@@ -41,10 +41,10 @@ def test_nobody_waits_for_an_observer_that_hangs() -> None:
             super().record(exchange)
 
     recorder = Hanging()
-    later = Later(recorder)
+    threaded = ThreadedObserver(recorder)
     for _ in range(10):
-        later.record(Exchange("chat"))  # would hang here
+        threaded.record(Exchange("chat"))  # would hang here
     assert recorder.seen == []
     goes_on.set()
-    later.close()
+    threaded.close()
     assert len(recorder.seen) == 10
