@@ -32,6 +32,7 @@ def holder(authorization: Sequence[bytes], keys: Sequence[ApiKeyConfig]) -> str 
     in constant time, so that the time an answer takes tells nothing about the keys.
     """
     found = _BEARER.fullmatch(authorization[0].strip()) if len(authorization) == 1 else None
+    # Without a key too there is something to compare with: it takes as long as a wrong one.
     digest = _sha256(found.group(1)) if found else ""
     name = None
     for key in keys:

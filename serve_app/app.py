@@ -49,6 +49,7 @@ def compose(config: RunConfig) -> Application:
     name = config.served_router
     card = load_card(store.router(name).require())
     pair = (config.pair.weak, config.pair.strong)
+    # A score says whether the weak model of its own pair is enough; before another pair it says nothing.
     if (card.weak.key, card.strong.key) != pair:
         raise ConfigError(
             f"pair is {' and '.join(pair)}, but the router {name} was trained for {card.weak.key} and {card.strong.key}. "
@@ -56,14 +57,15 @@ def compose(config: RunConfig) -> Application:
         )
     ids: dict[Route, str] = {"weak": pair[0], "strong": pair[1]}
     deployment = serve.deployment(
+        # Without an app: each replica builds its own, once it has what it is bound to (Ingress.__serve_build_asgi_app__).
         serve.ingress()(Ingress),
         name="Ingress",
         max_ongoing_requests=SERVE_MAX_ONGOING,
-        ray_actor_options={"num_cpus": 1, "resources": serving.node_resources},
+        ray_actor_options={"num_cpus": 1, "resources": serving.node_resources},  # one event loop: more it cannot use
         autoscaling_config={
             "min_replicas": serving.ingress_replicas.min,
             "max_replicas": serving.ingress_replicas.max,
-            "target_ongoing_requests": serving.max_in_flight / 2,
+            "target_ongoing_requests": serving.max_in_flight / 2,  # another replica before this one has to refuse any
         },
     )
     return deployment.bind(

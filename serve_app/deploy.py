@@ -110,7 +110,7 @@ def _client() -> Any:
 def _wait_until_running(client: Any, name: str) -> None:
     """Says how far each deployment is, whenever that changes."""
     said = ""
-    while True:
+    while True:  # how long a model loads nobody knows; who does not want to wait stops the job
         found = client.get_serve_details()["applications"].get(name, {"status": "NOT_STARTED", "deployments": {}})
         if found["status"] == "RUNNING":
             return

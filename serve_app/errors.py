@@ -1,4 +1,4 @@
-"""Every refusal in OpenAI's error shape: {"error": {"message", "type", "param", "code"}}.
+"""Every refusal in OpenAI's error shape: {"error": {"message", "type", "param", "code"}}. Made on ingress and model replicas.
 
 A message never repeats what the client sent but for a model's name and the path: errors end up in other people's logs.
 """
@@ -84,5 +84,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return error_response(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}", headers=error.headers)
 
 
+# Without the exception's words, which may repeat a prompt. Starlette raises it again after this, so the log has it.
 async def _unexpected(request: Request, error: Exception) -> Response:
     return error_response(500, "The server failed to answer this request. Trying again may help.")

@@ -87,6 +87,7 @@ class Gateway:
         text = self._text_of(exchange.endpoint, parsed)
         exchange.text = text.texts[0] if text.texts else None
         key = None
+        # A completion has no turns.
         if self._serving.sticky and exchange.endpoint == "chat" and options.route is None:
             beginning, given = first_turn(parsed["messages"]), request.headers.get(HEADER)
             key = conversation_key(options.strong_fraction, beginning, given, exchange.key_name)
@@ -94,13 +95,14 @@ class Gateway:
         decision = exchange.decision = await self._decide_request(exchange, options, text, key)
         exchange.router_s = exchange.elapsed_s()
         answer = await self._ask(exchange, decision, body, streams=streams)
-        exchange.first_byte_s = exchange.elapsed_s()
+        exchange.first_byte_s = exchange.elapsed_s()  # of a whole answer, this is its last byte too
         exchange.model_s, exchange.usage = answer.model_s, answer.usage
 
         headers = decision.headers()
         if exchange.answered_by != decision.route:
             assert exchange.answered_by is not None
             headers |= {"x-firewall-route": exchange.answered_by, "x-firewall-fallback": str(exchange.fallback)}
+        # Also where a stream was asked for, when the model refuses the body.
         if isinstance(answer.body, bytes):
             return Response(answer.body, answer.status, headers, answer.media_type)
 
@@ -160,6 +162,7 @@ class Gateway:
             if text.texts:
                 exchange.text = text.texts[decisive]
             if key is not None:
+                # What the score chose: in shadow mode, what is done with it is said anew at each turn.
                 self._conversations.remember(key, decision)
         if self._serving.shadow is not None and decision.reason in ("score", "sticky"):
             decision = decision.shadowed_by(self._serving.shadow)
@@ -168,6 +171,7 @@ class Gateway:
     async def _decide(self, options: RoutingOptions, text: Text, timeout_s: float, *, counts: bool = False) -> list[Decision]:
         """One decision a text, at least one."""
         if options.route is not None:
+            # /v1/route answers for each text, though none of them was looked at.
             return [Decision(options.route, "requested")] * max(1, len(text.texts))
         if not text.texts:
             return [Decision(self._fail_open, "no-text")]
@@ -199,7 +203,7 @@ class Gateway:
             exchange.answered_by = route
             exchange.fallback = causes[0] if causes else None
             return answer
-        exchange.fallback = causes[0]
+        exchange.fallback = causes[0]  # of the model that was to answer; the other's is in the message
         tried = " nor ".join(f"{self.ids[route]} ({cause})" for route, cause in zip(routes, causes, strict=True))
         if set(causes) == {"timeout"}:
             raise RequestRefused(504, f"No answer in time from {tried}.", code="model_timeout")
@@ -265,6 +269,8 @@ def parsed_object(body: bytes) -> dict[str, Any]:
 def wants_stream(parsed: dict[str, Any]) -> bool:
     """Raises RequestRefused on anything but true, false and null."""
     stream = parsed.get("stream")
+    # Strictly, since the gateway reads a stream otherwise than a whole answer: were 1 or "true" let through, vLLM would take it for
+    # true, and the two would read one body differently.
     if stream is not None and not isinstance(stream, bool):
         raise RequestRefused(400, "stream: must be true or false.", code="invalid_type", param="stream")
     return bool(stream)

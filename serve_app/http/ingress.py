@@ -52,8 +52,10 @@ class Ingress:
             for route, model in models.items()
         }
         self._telemetry = telemetry = Telemetry(serving.prices)
+        # By its name the page sees that it is talking to another replica, which counts for itself.
         self._counters = LiveCounters(serving.prices, serve.get_replica_context().replica_id.unique_id)
         self._threaded = ThreadedObserver(telemetry)
+        # The counters stay in the event loop, which alone reads them; Ray's metrics would stop it (threaded.py).
         observers: list[Observer] = [self._threaded, self._counters]
         self._log: DecisionLog | None = None
         if serving.decision_log is not None:
@@ -103,13 +105,14 @@ def asgi_app(
 
     async def model(request: Request) -> Response:
         model_id = request.path_params["model_id"]
+        # For its refusal: of what is not here, it names what is.
         routing_options(model_id, {}, gateway.ids)
         return JSONResponse(_model_card(model_id))
 
     async def stats(request: Request) -> Response:
         return JSONResponse(counters.snapshot())
 
-    the_page = page_response(serving.examples)
+    the_page = page_response(serving.examples)  # read and hashed once, not at each visit
 
     async def page(request: Request) -> Response:
         return the_page
@@ -130,6 +133,7 @@ def asgi_app(
             Path("/v1/completions", completions, methods=["POST"]),
             Path("/v1/route", route, methods=["POST"]),
             Path("/v1/models", models),
+            # path: clients ask for names of other hubs, with slashes, and shall get the 404 that says what there is.
             Path("/v1/models/{model_id:path}", model),
             Path("/", page),
             Path("/stats", stats),
@@ -144,4 +148,4 @@ def asgi_app(
 
 
 def _model_card(model_id: str) -> dict[str, Any]:
-    return {"id": model_id, "object": "model", "created": 0, "owned_by": "firewall-ray"}
+    return {"id": model_id, "object": "model", "created": 0, "owned_by": "firewall-ray"}  # clients want a number

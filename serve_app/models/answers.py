@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions"]  # and so are vLLM's methods called in ray.serve.llm
 
 # Why a model gave no answer: no replica, or it died; its queue is full; its time ran out; an error of its own.
 Unavailable = Literal["dead", "overloaded", "timeout", "failed"]

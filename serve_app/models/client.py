@@ -43,6 +43,7 @@ class DeployedModel:
             raise ModelUnavailable("dead")
         call: Any = (self._stream if streams else self._whole).remote(endpoint, body)
         try:
+            # A stream is waited for until it begins: how long it then takes is the client's to choose, by max_tokens.
             timeout_s = self._serving.first_token_timeout_s if streams else self._serving.answer_timeout_s
             async with asyncio.timeout(timeout_s) as deadline:
                 with self._watch.waiting(deadline):
@@ -77,6 +78,7 @@ async def _chunks(first: StreamPart, rest: AsyncIterator[StreamPart], answer: An
     """The chunks of a stream that has begun; the usage near its end goes into `answer`."""
     yield first.chunk
     async for part in rest:
+        # A part near the end has it; those after it have none.
         answer.usage = part.usage or answer.usage
         if part.chunk:
             yield part.chunk

@@ -50,6 +50,7 @@ class RemoteModel:
 
     async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
         """As the protocol says. After its first event, a stream may pause for `first_token_timeout_s` again."""
+        # httpx would have it wait for a connection, while the other model may have room.
         if self._num_in_flight >= self._config.max_concurrency:
             raise ModelUnavailable("overloaded")
         content, usage_is_wanted = self._body_for_server(body, streams)
@@ -121,6 +122,7 @@ class RemoteModel:
         self, begun: bytes, events: AsyncIterator[bytes], answer: Answer, usage_is_wanted: bool
     ) -> AsyncIterator[bytes]:
         """The stream's events one by one, each under the pair's id. The usage at its end goes into `answer`."""
+        # Empty where the first event held the usage alone.
         if begun:
             yield begun
         async for data in events:
@@ -129,6 +131,7 @@ class RemoteModel:
                 return
             if chunk := self._renamed(data, answer, usage_is_wanted):
                 yield chunk
+        # The gateway tells the client: an answer that was cut off must not look whole.
         raise ValueError("the stream ended before it was done")
 
     def _renamed(self, data: bytes, answer: Answer, usage_is_wanted: bool) -> bytes:

@@ -31,6 +31,7 @@ class LiveCounters:
         self._num_fallbacks = 0
         self._num_avoided = 0
         self._saving_usd = 0.0
+        # All of them from the beginning, so that the page need not ask whether there is one.
         self._tokens: dict[Route, Counter[str]] = {route: Counter(prompt=0, completion=0) for route in ROUTES}
         self._fractions = RecentFractions()
         self._total_s: deque[float] = deque(maxlen=LATENCY_WINDOW)
@@ -86,4 +87,5 @@ class LiveCounters:
 def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
     """Nearest rank: the smallest value that so many percent do not exceed."""
     ordered = sorted(values)
+    # -(-a // b) is a / b rounded up, in whole numbers.
     return {f"p{p}": ordered[-(-len(ordered) * p // 100) - 1] if ordered else None for p in (50, 90)}

@@ -51,7 +51,7 @@ class DecisionLog:
         if exchange.decided is None:
             return
         row = row_of(exchange, keep_text=self._config.keep_text)
-        num_characters = len(row[-1] or "")
+        num_characters = len(row[-1] or "")  # the text, the only part whose size is the client's choice
         with self._changed:
             is_full = (
                 len(self._rows) >= MAX_WAITING_FILES * self._config.rows_per_file
@@ -85,6 +85,7 @@ class DecisionLog:
                 rows = self._rows[: self._config.rows_per_file]
                 is_closing = self._is_closed
             if rows:
+                # They stay in memory until they are on disk, so a failure loses none.
                 is_failing = not self._write(rows, is_failing)
             if is_closing and (is_failing or not self._rows):
                 self._dropped(len(self._rows))
@@ -94,6 +95,7 @@ class DecisionLog:
         """Whether these rows, the first ones waiting, need not wait any longer."""
         outcome: Literal["written", "dropped"] = "written"
         try:
+            # Outside of the lock: requests that are over meanwhile must not wait for storage.
             self._dataset.append(table_of(rows), self._next_name())
         except StorageFailure as e:
             if not was_failing:

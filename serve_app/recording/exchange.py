@@ -1,4 +1,7 @@
-"""One routed request from its decision to its last byte: what telemetry, the decision log and the page's counters read."""
+"""One routed request from its decision to its last byte: what telemetry, the decision log and the page's counters read.
+
+Made and filled in on ingress replicas, in the event loop; observers in other threads see it when it is over.
+"""
 
 import time
 from collections.abc import Mapping
@@ -35,7 +38,7 @@ class Exchange:
     usage: Usage | None = None
     client_left: bool = False
     began_at: float = field(default_factory=time.time)  # wall clock, for the log
-    _began: float = field(default_factory=time.perf_counter)
+    _began: float = field(default_factory=time.perf_counter)  # a wall clock may be set back
 
     def elapsed_s(self) -> float:
         """Since the request arrived."""
@@ -57,6 +60,7 @@ class Exchange:
         """The way to the model's replica and waiting there. None where it is not known: remote models, and after a fallback."""
         if self.first_byte_s is None or self.router_s is None or self.model_s is None or self.fallback is not None:
             return None
+        # model_s is a duration by another machine's clock: never compared with ours, but it may run a little faster.
         return max(0.0, self.first_byte_s - self.router_s - self.model_s)
 
     @property
@@ -73,6 +77,7 @@ class Exchange:
         if not self.avoided_strong_call or self.usage is None or not prices:
             return 0.0
         tokens = self.usage.prompt_tokens, self.usage.completion_tokens
+        # May be negative, where the prices say so; Ray's counter, which cannot fall, takes that for 0.
         return prices["strong"].cost_usd(*tokens) - prices["weak"].cost_usd(*tokens)
 
 

@@ -21,8 +21,10 @@ class RecentFractions:
             return
         if len(self._recent) == WINDOW:
             was_strong, target = self._recent.popleft()
+            # Running sums: adding up a thousand at each request would be felt. What rounding leaves is far below what is shown.
             self._num_strong -= was_strong
             self._sum_targets -= target
+        # Where a score decided there is a strong_fraction; 0.0 is for the type checker.
         is_strong, target = exchange.decided == "strong", exchange.decision.strong_fraction or 0.0
         self._recent.append((is_strong, target))
         self._num_strong += is_strong

@@ -73,6 +73,7 @@ class Telemetry:
             self._record("firewall_queue_s", exchange.queue_s, tags)
         if exchange.streams and exchange.first_byte_s is not None:
             self._record("firewall_first_token_s", exchange.first_byte_s, tags)
+        # Of what failed, the time says when it failed.
         if exchange.status == 200 and exchange.total_s is not None:
             self._record("firewall_total_s", exchange.total_s, tags)
         if exchange.usage is not None:

@@ -15,7 +15,8 @@ What it costs: on traffic like the calibration sample the effective fraction wan
 deviation of sqrt(max_step * target * (1 - target) / 2): 8 points at a window of 1,000 and the target 0.5, and less with a
 longer window. That is quality lost in second order only; benchmarks/budget_control.py measures it.
 
-Deterministic: the same scores in the same order meet the same thresholds. The comparison itself stays in `policy`.
+Deterministic: the same scores in the same order meet the same thresholds. The comparison itself stays in `policy`. Runs on router
+replicas.
 """
 
 import math
@@ -38,6 +39,7 @@ class ScoreWindow:
     def __init__(self, size: int, calibration: QuantileTable) -> None:
         quantiles = [calibration.threshold((i + 0.5) / size).value for i in range(size)]
         self._sorted = quantiles.copy()  # a quantile grows with its fraction
+        # Lowest first, the lowest would be displaced first, and every quantile would climb without any change in the traffic.
         self._in_order = deque(quantiles[i] for i in np.random.default_rng(0).permutation(size))
 
     def add(self, p_weak: float) -> None:
@@ -49,11 +51,13 @@ class ScoreWindow:
     def threshold(self, strong_fraction: float) -> Threshold:
         """As `QuantileTable.threshold` of these scores, without a table: this one changes with every request."""
         if strong_fraction in (0.0, 1.0):
+            # Exactly none and exactly all, as offline: a live score may lie beyond every one in the window.
             return Threshold(math.inf if strong_fraction else -math.inf, 0.0, strong_fraction)
         wanted = strong_fraction * len(self._sorted)
         value = self._sorted[min(int(wanted), len(self._sorted) - 1)]
         num_below = bisect_left(self._sorted, value)
         num_at = bisect_right(self._sorted, value) - num_below
+        # Of the scores that are equal to the threshold, the share that still has to go strong.
         return Threshold(value, (wanted - num_below) / num_at, strong_fraction)
 
 

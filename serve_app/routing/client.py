@@ -65,8 +65,9 @@ class DeployedRouter:
         num_texts = 0
         while self._waiting:
             request, answer = self._waiting[0]
-            if not answer.done():
+            if not answer.done():  # else it timed out or its client left while it waited
                 num_texts += len(request.texts)
+                # The first one goes, whatever its size: nothing may wait for ever.
                 if asked and num_texts > MAX_TEXTS_A_CALL:
                     break
                 asked.append((request, answer))

@@ -57,4 +57,5 @@ def conversation_key(strong_fraction: float | None, beginning: Sequence[Any], gi
     strong_fraction: as the client asked for it, for at another one it is another conversation. caller: name of the API key,
     so that two callers' ids never meet.
     """
+    # Of 128 bits, so that no two conversations of the same memory share one by chance.
     return blake2b(to_json([caller, strong_fraction, given or beginning]), digest_size=16).digest()

@@ -28,6 +28,7 @@ from serve_app.routing.budget import BudgetController
 from serve_app.routing.decision import Decision, DecisionRequest
 from serve_app.routing.drift import ScoreDrift
 
+# Calls, never reached: an ingress has one more under way than there are replicas. Serve's own 5 would hold them back.
 MAX_ONGOING_REQUESTS = 1_000
 
 logger = logging.getLogger("ray.serve")
@@ -82,7 +83,7 @@ class Router:
                 self._budgets.default = wanted.strong_fraction
         except Exception as e:
             if self._predictor is None:
-                raise
+                raise  # at the start there is no router before: Serve shall say that it could not deploy this one
             self._stand("firewall_router_config_refused", 1)
             logger.error("The user_config of Router is not applied; version %s stays. %s", self._predictor.card.version, e)
         else:
@@ -205,6 +206,7 @@ class Router:
             prompts = [prompt for i in mine for prompt in calls[i]]
             # In a thread: this replica's event loop goes on collecting meanwhile.
             together = await asyncio.to_thread(predictor.score, prompts)
+            # The scores come back in one array: cut where one call's texts end and the next one's begin.
             ends = np.cumsum([len(calls[i]) for i in mine])[:-1]
             parts = zip(np.split(together.p_weak, ends), np.split(together.truncated, ends), strict=True)
             for i, part in zip(mine, parts, strict=True):

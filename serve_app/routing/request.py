@@ -13,6 +13,7 @@ from serve_app.errors import RequestRefused
 
 FRACTION_HEADER = "x-firewall-strong-fraction"
 FIREWALL = "firewall"
+# ASCII: float() would read the digits of other alphabets too.
 _FRACTION = re.compile(rf"{FIREWALL}-(\d+\.?\d*|\.\d+)", re.ASCII)
 
 
@@ -44,6 +45,7 @@ def routing_options(model: Any, headers: Mapping[str, str], ids: Mapping[Route, 
         raise RequestRefused(400, f"model is missing. There are: {known}.", code="missing_model", param="model")
     if not isinstance(model, str):
         raise RequestRefused(400, f"model: must be a string. There are: {known}.", code="invalid_type", param="model")
+    # First: a model asked for by its own id is asked no fraction of, whatever a header says.
     for route, model_id in ids.items():
         if model == model_id:
             return RoutingOptions(route=route)
