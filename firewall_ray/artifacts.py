@@ -159,6 +159,16 @@ class Dataset:
         state = self.state()
         return None if state in ("missing", "foreign") else self.read_json(MANIFEST if state == "finished" else STARTED)["settings"]
 
+    def origin(self) -> str:
+        """The same for as long as rows stay: a later state of the same origin has more rows, or has some with `error` made again.
+
+        For a dataset that another program wrote, where nobody promises that, its `identity`.
+        """
+        for name in (MANIFEST, STARTED):
+            if self.exists(name):
+                return str(self.read_json(name).get("origin") or self.identity())
+        return self.identity()
+
     def identity(self) -> str:
         """What a downstream fingerprint includes, so that it changes when this dataset does.
 
@@ -225,10 +235,12 @@ class Dataset:
         """
         with storage_errors(f"write {self.path}"):
             self.filesystem.create_dir(self.path, recursive=True)
+            origin = self.origin() if keep_files else uuid.uuid4().hex[:16]
             self.write_json(
                 STARTED,
                 {
                     "kind": self.kind,
+                    "origin": origin,
                     "fingerprint": fingerprint(settings),
                     "settings": settings,
                     "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -327,13 +339,13 @@ class Dataset:
             return bytes(stream.readall())
 
     def num_rows(self) -> int:
-        return sum(footer.num_rows for footer in self._footers().values())
+        return sum(footer.num_rows for footer in self.footers().values())
 
     def iter_batches(self, columns: list[str] | None = None, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
         """Stream the rows, cast to the contract's types. Memory: one batch."""
         schema = self._sub_schema(columns)
-        for path, footer in self._footers().items():
-            file = self._open(path, footer)
+        for path, footer in self.footers().items():
+            file = self.open(path, footer)
             row = 0
             try:
                 for batch in file.iter_batches(batch_size=batch_rows, columns=schema.names):
@@ -348,7 +360,7 @@ class Dataset:
     def _sub_schema(self, columns: list[str] | None) -> pa.Schema:
         return self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
 
-    def _footers(self) -> dict[str, pq.FileMetaData]:
+    def footers(self) -> dict[str, pq.FileMetaData]:
         """The footer of every file, in the files' order. Each is read once in this object's life, many at the same time.
 
         What is known is known by path, size and time: a file that was written anew is read anew.
@@ -358,11 +370,12 @@ class Dataset:
         if unread:
             # What a store of objects costs is the wait for each: of 50 ms a file, a thousand files are 3 s with 16 threads, not 50.
             with ThreadPoolExecutor(max_workers=min(FOOTER_THREADS, len(unread))) as pool:
-                files = pool.map(lambda info: self._open(info.path).metadata, unread)
+                files = pool.map(lambda info: self.open(info.path).metadata, unread)
                 self._known.update(zip(map(_version, unread), files, strict=True))
         return {info.path: self._known[_version(info)] for info in selector}
 
-    def _open(self, path: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    def open(self, path: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+        """One of `files`. Raises ArtifactError where it is not whole."""
         try:
             return pq.ParquetFile(path, filesystem=self.filesystem, metadata=footer)
         except (pa.ArrowException, OSError) as e:
@@ -372,7 +385,7 @@ class Dataset:
             ) from e
 
     def _check_files(self, schema: pa.Schema) -> None:
-        for path, footer in self._footers().items():
+        for path, footer in self.footers().items():
             found = footer.schema.to_arrow_schema()
             missing = [name for name in schema.names if name not in found.names]
             if missing:

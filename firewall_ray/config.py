@@ -152,7 +152,7 @@ class GradingConfig(Strict):
     gsm8k: Gsm8kGradingConfig = Gsm8kGradingConfig()
     triviaqa: TriviaqaGradingConfig = TriviaqaGradingConfig()
     humaneval: HumanevalGradingConfig = HumanevalGradingConfig()
-    batch_size: Positive = Field(256, description="Rows graded in one task call.")
+    batch_size: Positive = Field(256, description="Rows that a task reads and grades at once; a task grades many such batches.")
 
 
 class RouterConfig(Strict):

@@ -1,13 +1,15 @@
 """samples/<model>/ and queries/ -> grades/<model>/: is each completion right? One Ray Data job a model.
 
-The driver checks ids and tasks and shares the references; tasks on the cluster's CPUs grade, streaming from Parquet to
-Parquet. A row that cannot be graded becomes a row with `error`, never a dead job and never a missing row.
+The driver checks ids and tasks, shares the references and writes what comes back; tasks on the cluster's CPUs read and grade
+blocks of about equal work (`grading_blocks.py`). Finished rows lie in parts, which a killed job goes on with. A row that cannot
+be graded becomes a row with `error`, never a dead job and never a missing row.
 """
 
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,21 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from firewall_ray.artifacts import BATCH_ROWS, ArtifactStore, Dataset
-from firewall_ray.casting import cast_batch
+from firewall_ray.artifacts import Action, ArtifactStore, Dataset
 from firewall_ray.config import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure
+from firewall_ray.grading_blocks import SampleRows, look_over, plan_blocks, read_block
 from firewall_ray.job import StageResult
 from firewall_ray.progress import watch
 from firewall_ray.queries import read_queries, tasks_of
-from firewall_ray.query_ids import check_unique, in_buckets, without
 from firewall_ray.schemas import GRADES, SAMPLES
 from firewall_ray.spill import LocalRows, Spill, buckets_of, num_buckets, spill_folder
+from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_rows, recover
 from firewall_ray.tasks import TASKS, Task, get_task, known_tasks
 
 SAMPLE_COLUMNS = ["query_id", "task", "texts", "greedy_text", "error"]
 QUERY_COLUMNS = ["query_id", "task", "reference"]
-MAX_ERROR_CHARS = 500
+MAX_ERROR_CHARS = 500  # a grader's exception may quote the whole completion
 
 Options = Mapping[str, Mapping[str, Any]]  # task -> the config's section grading.<task>
 
@@ -37,11 +39,18 @@ logger = logging.getLogger("firewall_ray")
 
 
 def run_grading(
-    config: RunConfig, store: ArtifactStore, *, models: Sequence[str] | None = None, limit: int | None = None, force: bool = False
+    config: RunConfig,
+    store: ArtifactStore,
+    *,
+    models: Sequence[str] | None = None,
+    limit: int | None = None,
+    force: bool = False,
+    retry_errors: bool = False,
 ) -> list[StageResult]:
     """Grade the samples of `models`, or of the pair as far as they are there. One result a model.
 
-    With `limit` only those of the first queries.
+    With `limit` only those of the first queries. A killed job goes on where it stopped; samples that were added since, or made
+    again because of an error, are graded and the others keep their verdicts. retry_errors: also grades with an error of their own.
 
     Raises ConfigError for an unknown model key, TaskError for a task that does not exist, ArtifactMissing, and ArtifactError
     for query_ids that come twice.
@@ -57,18 +66,48 @@ def run_grading(
     results = []
     for key, samples in inputs.items():
         grades = store.grades(key)
-        settings = {"inputs": [store.queries().identity(), samples.identity()], "grading": options, "limit": limit}
-        action = "skip" if grades.plan(settings, force=force) == "skip" else "run"
-        if action == "run":
-            without_samples = _check_ids(samples, queries)
-            grades.begin(settings)
-            _grade_dataset(samples, grades, key, queries, options, tasks, config.grading.batch_size, only_known=limit is not None)
-            grades.finish(config.model_dump(mode="json"), _count(grades, without_samples))
+        settings = {
+            "inputs": [store.queries().identity(), samples.identity()],
+            "samples_origin": samples.origin(),
+            "grading": options,
+            "limit": limit,
+        }
+        action = _plan(grades, settings, force=force, retry_errors=retry_errors)
+        if action != "skip":
+            rows = look_over(samples, queries, tasks, only_known=limit is not None)
+            _begin(grades, settings, resumes=action == "resume")
+            _grade_rows(samples, rows, grades, key, queries, options, tasks, config.grading.batch_size)
+            compact(grades)
+            check_whole(grades, len(rows.ids), rows.ids.column("query_id"))
+            grades.finish(config.model_dump(mode="json"), _count(grades, rows.num_without))
         counts = grades.manifest()["counts"]
         if counts["errors"]:
             logger.warning("grade: %s of %s rows of %s have an error", f"{counts['errors']:,}", f"{counts['rows']:,}", key)
         results.append({"stage": "grade", "model": key, "action": action, "path": grades.path, **counts})
     return results
+
+
+def _plan(grades: Dataset, settings: Mapping[str, Any], *, force: bool, retry_errors: bool) -> Action:
+    """Verdicts stay true while queries, rules and samples are the same; where samples were only added to, the old ones do."""
+
+    def reusable(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+        (queries, _), (queries_now, _) = recorded["inputs"], wanted["inputs"]
+        return {**recorded, "inputs": queries} == {**wanted, "inputs": queries_now}
+
+    action = grades.plan(settings, force=force, reusable=reusable)
+    if action != "skip":
+        return action
+    has_new_samples = (grades.settings() or {})["inputs"] != settings["inputs"]
+    return "resume" if has_new_samples or (retry_errors and grades.manifest()["counts"]["errors"]) else "skip"
+
+
+def _begin(grades: Dataset, settings: Mapping[str, Any], *, resumes: bool) -> None:
+    if resumes:
+        recover(grades)
+        if (grades.settings() or {})["inputs"] != settings["inputs"]:
+            # Errors among the parts of a killed run stand for done (see `missing_ids`), but their samples may have been made again.
+            compact(grades)
+    grades.begin(settings, keep_files=resumes)
 
 
 def _sampled_of_pair(config: RunConfig, store: ArtifactStore) -> list[str]:
@@ -151,58 +190,55 @@ def _mismatch(sample: Mapping[str, Any], query: Mapping[str, Any]) -> str | None
     return None
 
 
-def _grade_dataset(
+def _grade_rows(
     samples: Dataset,
+    rows: SampleRows,
     grades: Dataset,
     model: str,
     queries: LocalRows,
     options: Options,
     tasks: Mapping[str, Task],
-    batch_size: int,
-    *,
-    only_known: bool,
+    batch_rows: int,
 ) -> None:
+    """Grades of `rows` as far as `grades` lacks them or has them with an error, into its parts."""
+    is_left = np.zeros(len(rows.costs), dtype=bool)
+    # In files of an unfinished dataset lies what was whole before it was begun again; errors of this run lie in parts and stay.
+    for batch in missing_rows(grades, rows.ids, retry=True):
+        is_left[batch["row"]] = True
+    num_left = int(is_left.sum())
+    if not num_left:
+        return
+    blocks = plan_blocks(samples, np.where(is_left, rows.costs, np.float32(0)), ray.cluster_resources().get("CPU", 1))
     schema = pa.schema([SAMPLES.field(name) for name in SAMPLE_COLUMNS])
-    where = f"samples: {samples.path}"
+    source = replace(samples, _known={})  # the footers stay here, each task gets this
     shared = share(queries)
 
-    def grade_block(block: pa.Table) -> pa.Table:
-        table = pa.Table.from_batches([cast_batch(batch, schema, where) for batch in block.to_batches()], schema)
-        known = shared_rows(shared, table["query_id"])
-        if only_known:
-            table = table.filter(pc.is_in(table["query_id"], known["query_id"]))
-        graded = grade_batch(table, known, model, options, tasks)
-        progress.add.remote(model, {"rows": len(block), "errors": len(graded) - graded["error"].null_count})
-        return graded
+    def grade_block(block: pa.Table) -> Iterator[pa.Table]:
+        for table in read_block(source, schema, block, batch_rows):
+            graded = grade_batch(table, shared_rows(shared, table["query_id"]), model, options, tasks)
+            progress.add.remote(model, {"rows": len(graded), "errors": len(graded) - graded["error"].null_count})
+            yield graded
 
-    with _worker_errors(where), watch("grade", {model: samples.num_rows()}) as progress:
-        rows = ray.data.read_parquet(samples.files(), filesystem=samples.filesystem, columns=SAMPLE_COLUMNS, partitioning=None)
-        rows.context.enable_progress_bars = False  # `watch` shows progress
-        # Small blocks, so that all CPUs share one large file; larger output files, so that they stay few.
-        rows = rows.repartition(target_num_rows_per_block=batch_size)
-        graded = rows.map_batches(grade_block, batch_size=None, batch_format="pyarrow")
-        graded.write_parquet(grades.path, filesystem=grades.filesystem, min_rows_per_file=BATCH_ROWS, compression="zstd")
+    done = {model: len(rows.ids) - num_left}
+    with _worker_errors(f"samples: {samples.path}"), watch("grade", {model: len(rows.ids)}, done) as progress:
+        # One task a block. Its rows come here, since they are small, and lie in storage with the next block or two that come.
+        graded = ray.data.from_arrow(blocks).map_batches(grade_block, batch_size=None, batch_format="pyarrow")
+        graded.context.enable_progress_bars = False  # `watch` shows progress
+        writer = PartsWriter(grades)
+        try:
+            for table in graded.iter_batches(batch_size=None, batch_format="pyarrow"):
+                writer.add(table.cast(GRADES))
+        except SystemExit:  # which is how a lost lease comes (`leases.py`): another job may be writing here by now
+            writer.abandon()
+            raise
+        finally:
+            writer.flush()
 
 
 def _options(config: RunConfig, queries: LocalRows, tasks: Mapping[str, Task]) -> Options:
     sections = config.grading.model_dump(exclude={"batch_size"})
     sections |= {name: own.model_dump(include={"grader", "sandbox"}) for name, own in config.queries.custom_tasks().items()}
     return {get_task(name, tasks).name: sections.get(name, {}) for name in sorted(tasks_of(queries))}
-
-
-def _check_ids(samples: Dataset, queries: LocalRows) -> int:
-    """How many queries have no samples. Raises ArtifactError for samples without rows, or with two of a query."""
-    where = f"samples: {samples.path}"
-    num_samples = samples.num_rows()
-    if not num_samples:
-        raise ArtifactError(f"{where} has no rows. Run: {samples.made_by} --config FILE --force")
-    # Reading `task` as well finds its nulls here, where the row in the file is known.
-    ids = (batch["query_id"] for batch in samples.iter_batches(["query_id", "task"]))
-    num_without = 0
-    for there, wanted in in_buckets(max(num_samples, len(queries)), ids, queries.column("query_id")):
-        check_unique(there, where)
-        num_without += len(without(wanted, there))
-    return num_without
 
 
 def _count(grades: Dataset, without_samples: int) -> dict[str, int]:

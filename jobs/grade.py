@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from firewall_ray.grading import run_grading
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job
 
 ModelOption = Annotated[list[str] | None, typer.Option("--model", help="Key in `models`; repeatable. The pair by default.")]
 
@@ -17,11 +17,13 @@ def main(
     model: ModelOption = None,
     limit: LimitOption = None,
     force: ForceOption = False,
+    retry_errors: RetryErrorsOption = False,
 ) -> None:
     """Grade every completion of the models' samples by the rules of their tasks."""
     samples, grades = ([f"{folder}/{key}" for key in model or ()] or [folder] for folder in ("samples", "grades"))
     with job("grade", config, root, set_, needs_ray=True, reads=["queries", *samples], writes=grades) as context:
-        for result in run_grading(context.config, context.store, models=model, limit=limit, force=force):
+        results = run_grading(context.config, context.store, models=model, limit=limit, force=force, retry_errors=retry_errors)
+        for result in results:
             context.report(result)
 
 

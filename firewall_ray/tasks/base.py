@@ -42,10 +42,18 @@ def make_query(task: str, split: str, question: str, reference: str) -> Query:
     return Query(query_id(task, question), task, split, question, PROMPT_TEMPLATE.format(question=question), reference)
 
 
+VERDICT_S = 5e-5  # a text normalised and compared: 3 to 80 microseconds by the rules there are
+PROGRAM_VERDICT_S = 0.025  # a process forked and a program run in it; one that loops takes its timeout, which nobody can tell
+
+
 class Task(ABC):
-    """A benchmark. `stop` and `max_tokens` are its defaults for sampling; the config can override both."""
+    """A benchmark. `stop` and `max_tokens` are its defaults for sampling; the config can override both.
+
+    verdict_s: about how long one verdict takes, by which grading is cut into blocks; only the order of magnitude matters.
+    """
 
     name: str
+    verdict_s: float = VERDICT_S
     stop: tuple[str, ...]
     max_tokens: int
 

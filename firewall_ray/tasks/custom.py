@@ -14,7 +14,7 @@ from firewall_ray.errors import TaskError
 from firewall_ray.queries_config import CustomTaskOptions, SplitsConfig
 from firewall_ray.schemas import SPLITS
 from firewall_ray.tasks.base import Query, Task, make_query
-from firewall_ray.tasks.graders import Grader, get_grader
+from firewall_ray.tasks.graders import Grader, get_grader, verdict_s
 from firewall_ray.tasks.records import Record, file_names, files_of, read_file
 from firewall_ray.tasks.splits import draw_split
 
@@ -26,6 +26,7 @@ class CustomTask(Task):
         self.name = name
         self.stop = tuple(options.stop)
         self.max_tokens = options.max_tokens
+        self.verdict_s = verdict_s(options.grader)
 
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
         """A folder's files in the order train, validation, test; a single file in its own order.

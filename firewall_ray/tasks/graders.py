@@ -21,23 +21,34 @@ import regex
 from firewall_ray.errors import TaskError
 from firewall_ray.execution.program import PASSED, Limits
 from firewall_ray.execution.sandbox import shared_sandbox
+from firewall_ray.tasks.base import PROGRAM_VERDICT_S, VERDICT_S
 from firewall_ray.tasks.humaneval import extract_code
 
+FUNCTION_VERDICT_S = 1e-3  # nobody knows; between a comparison and a program
 SECONDS_PER_PATTERN = 5.0  # A pattern that backtracks for ever must not hold a worker for ever.
 
 _NUMBER = regex.compile(r"-?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?")
 
 
 class Grader(NamedTuple):
-    """problem: of a reference, what is wrong with it, or None. is_right: of a completion, a reference and the task's options."""
+    """problem: of a reference, what is wrong with it, or None. is_right: of a completion, a reference and the task's options.
+
+    verdict_s: see `Task`.
+    """
 
     problem: Callable[[Any], str | None]
     is_right: Callable[[str, Any, Mapping[str, Any]], bool]
+    verdict_s: float = VERDICT_S
 
 
 def get_grader(name: str) -> Grader:
     """The grader of a config's `grader`. Raises TaskError where a function cannot be imported."""
     return GRADERS[name] if name in GRADERS else _function_grader(name)
+
+
+def verdict_s(name: str) -> float:
+    """Of a config's `grader`, without importing a function's module, which may be there on the cluster alone."""
+    return GRADERS[name].verdict_s if name in GRADERS else FUNCTION_VERDICT_S
 
 
 def last_number(text: str) -> Decimal | None:
@@ -150,5 +161,5 @@ GRADERS: dict[str, Grader] = {
     "exact": Grader(_exact_problem, _exact),
     "numeric": Grader(_numeric_problem, _numeric),
     "regex": Grader(_regex_problem, _regex),
-    "code": Grader(_code_problem, _code),
+    "code": Grader(_code_problem, _code, PROGRAM_VERDICT_S),
 }

@@ -24,7 +24,7 @@ from typing import Any
 from firewall_ray.errors import TaskError
 from firewall_ray.execution.program import PASSED, Limits
 from firewall_ray.execution.sandbox import shared_sandbox
-from firewall_ray.tasks.base import Query, Task, make_query
+from firewall_ray.tasks.base import PROGRAM_VERDICT_S, Query, Task, make_query
 from firewall_ray.tasks.records import Record, read_records
 
 _FENCE = re.compile(r"^[ \t]*```[^\n]*$", re.MULTILINE)
@@ -56,6 +56,7 @@ class HumanEval(Task):
     """The grading options are the sandbox's: isolation, timeout_s, memory_mib, scratch_mib."""
 
     name = "humaneval"
+    verdict_s = PROGRAM_VERDICT_S
     # The Codex paper's, except that a blank line must precede "def": an answer that begins with the header, or with a fence
     # and then the header, would else end before it began. A base model that goes on writes a blank line between functions.
     stop = ("\nclass", "\n\ndef", "\n#", "\nif", "\nprint", "\nQuestion:")

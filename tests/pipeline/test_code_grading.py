@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import make_config, query, sample, write
 
+from firewall_ray import grading
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.config import HumanevalGradingConfig
 from firewall_ray.errors import SandboxUnavailable
@@ -93,6 +96,26 @@ class TestJob:
         assert "KeyError: 'entry_point'" in found.pop("bad")["error"]
         for i, name in enumerate(names):
             assert (found[name]["correct"], found[name]["greedy_correct"]) == ([True, False, i % 4 == 3], True)
+
+    def test_the_programs_of_one_file_are_shared_among_workers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They were one task as long as they were fewer than 256 rows, and all of HumanEval is 164."""
+
+        class Recording(humaneval.HumanEval):
+            def grade(self, completion: str, reference: Any, options: Any) -> bool:
+                (tmp_path / "workers" / f"{os.getpid()}").touch()
+                time.sleep(self.verdict_s)
+                return completion == RIGHT
+
+        monkeypatch.setattr(grading, "known_tasks", lambda custom: {"humaneval": Recording()})
+        (tmp_path / "workers").mkdir()
+        store = ArtifactStore(str(tmp_path))
+        names = [f"q{i}" for i in range(24)]
+        write(store.queries(), [*map(ours, names)])
+        # 24 rows of 7 texts and the greedy one: 24 * 8 * 25 ms = 4.8 s, so 9 or 10 blocks of half a second
+        write(store.samples("weak"), [sample(name, [f"{i}" for i in range(7)], RIGHT, task="humaneval") for name in names])
+        run_grading(make_config(str(tmp_path)), store, models=["weak"])
+        assert len(list((tmp_path / "workers").iterdir())) >= 2
+        assert len(store.grades("weak").require().files()) == 1
 
     def test_executed_samples_of_a_real_model_get_their_official_verdicts(self, tmp_path: Path, shared_data: Path) -> None:
         """Every tenth problem of CodeT's file, 20 samples each; benchmarks/code_execution.py executes all 16,400."""

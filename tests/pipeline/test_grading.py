@@ -12,12 +12,14 @@ from handmade import make_config, query, sample, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firewall_ray import spill
+from firewall_ray import grading, spill
 from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, TaskError
 from firewall_ray.grading import grade_batch, rows_near, run_grading
 from firewall_ray.labeling import run_labeling
 from firewall_ray.schemas import GRADES, SAMPLES
+from firewall_ray.store.parts import PartsWriter, parts_of
+from firewall_ray.tasks.tiny_world import TinyWorld
 
 ray_needed = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 OPTIONS = {"tiny_world": {}, "gsm8k": {"rule": "official"}}
@@ -166,6 +168,81 @@ class TestJob:
         write(store.samples("strong"), [sample("a", ["it is 18", "or 7"], task="gsm8k")])
         assert [result["action"] for result in grade_all(tmp_path, ["strong"])] == ["run"]
         assert grades(tmp_path, "strong")["a"]["correct"] == [True, False]
+
+    def test_what_has_a_verdict_keeps_it_through_a_kill_and_through_samples_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Killed after the first rows that came, then graded to the end, then with an error's sample made again and one added."""
+
+        class Recording(TinyWorld):
+            verdict_s = 1.0  # a block a row
+
+            def grade(self, completion: str, reference: Any, options: Any) -> bool:
+                with (tmp_path / "graded.txt").open("a") as file:
+                    file.write(f"{completion}\n")
+                return not completion.startswith("c")
+
+        def graded() -> list[str]:
+            texts = (tmp_path / "graded.txt").read_text().split()
+            (tmp_path / "graded.txt").unlink()
+            return sorted(texts)
+
+        def finish_samples(rows: list[Any], *, keep_files: bool) -> None:
+            samples.begin({}, keep_files=keep_files)
+            write(samples, rows, "ours.parquet")
+            samples.finish({}, {})
+
+        def killed(self: PartsWriter, rows: pa.Table) -> None:
+            add(self, rows)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(grading, "known_tasks", lambda custom: {"tiny_world": Recording()})
+        store, samples = ArtifactStore(str(tmp_path)), ArtifactStore(str(tmp_path)).samples("weak")
+        write(store.queries(), [query(name) for name in "abcdef"])
+        fine = [sample(name, [name], name) for name in "abcd"]
+        finish_samples([*fine, sample("e", None, None, "HTTP 500")], keep_files=False)
+
+        add = PartsWriter.add
+        with monkeypatch.context() as patched:
+            patched.setattr(PartsWriter, "add", killed)
+            with pytest.raises(KeyboardInterrupt):
+                grade_all(tmp_path)
+        before = graded()
+        kept = {row["query_id"] for row in parts_of(store.grades("weak")).read().to_pylist()}
+        assert len(kept) == 1
+        (result,) = grade_all(tmp_path)
+        assert (result["action"], result["rows"], result["errors"], result["queries_without_samples"]) == ("resume", 5, 1, 1)
+        assert graded() == sorted({*"abcd"} - kept), f"killed after {before}, with {kept}"
+
+        assert [r["action"] for r in grade_all(tmp_path)] == ["skip"]
+        finish_samples([*fine, sample("e", ["e"], "e"), sample("f", ["f"], "f")], keep_files=True)
+        (result,) = grade_all(tmp_path)
+        assert (result["action"], result["rows"], result["errors"]) == ("resume", 6, 0)
+        assert graded() == ["e", "f"]
+        assert {name: row["correct"] for name, row in grades(tmp_path).items()} == {n: [n != "c"] for n in "abcdef"}
+        finish_samples(fine, keep_files=False)
+        (result,) = grade_all(tmp_path)
+        assert (result["action"], result["rows"], graded()) == ("run", 4, ["a", "b", "c", "d"])
+
+    def test_retry_errors_grades_rows_with_an_error_again_and_no_others(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Grumpy(TinyWorld):
+            def grade(self, completion: str, reference: Any, options: Any) -> bool:
+                if completion == "b" or broken:
+                    raise ValueError("not today")
+                return True
+
+        monkeypatch.setattr(grading, "known_tasks", lambda custom: {"tiny_world": Grumpy()})
+        broken = False
+        store = ArtifactStore(str(tmp_path))
+        write(store.queries(), [query(name) for name in "ab"])
+        write(store.samples("weak"), [sample(name, [name], name) for name in "ab"])
+        assert [r["errors"] for r in grade_all(tmp_path)] == [1]
+        broken = True  # would now fail every row that is graded
+        assert [r["action"] for r in grade_all(tmp_path)] == ["skip"]
+        assert [(r["action"], r["errors"]) for r in grade_all(tmp_path, retry_errors=True)] == [("resume", 1)]
+        assert grades(tmp_path)["a"]["correct"] == [True]
 
     def test_a_limit_grades_only_the_first_queries(self, tmp_path: Path) -> None:
         store = ArtifactStore(str(tmp_path))

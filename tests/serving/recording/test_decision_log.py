@@ -286,7 +286,7 @@ def test_files_end_by_number_of_rows_and_at_the_end(dataset: Dataset) -> None:
             log.record(exchange_of(f"{i}"))
         wait_until(lambda: outcomes.written == 20)
     assert (outcomes.written, outcomes.dropped) == (25, 0)
-    assert [dataset._open(path).metadata.num_rows for path in dataset.files()] == [10, 10, 5]
+    assert [dataset.open(path).metadata.num_rows for path in dataset.files()] == [10, 10, 5]
     assert [row["query_id"] for row in rows(dataset)] == [prompt_id(f"{i}") for i in range(25)]
 
 
