@@ -1,9 +1,7 @@
 """labels/ and samples/ -> scores/<baseline>/: python jobs/baselines.py --config FILE"""
 
-import typer
-
 from firewall_ray.baselines.run import run_baselines
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 
 
 def main(
@@ -20,4 +18,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from firewall_ray.grading import run_grading
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job, run
 
 ModelOption = Annotated[list[str] | None, typer.Option("--model", help="Key in `models`; repeatable. The pair by default.")]
 
@@ -28,4 +28,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

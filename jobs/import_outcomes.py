@@ -1,8 +1,6 @@
 """A file of outcomes -> queries/ and grades/: python jobs/import_outcomes.py --config FILE"""
 
-import typer
-
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 from firewall_ray.outcomes import run_import
 
 
@@ -20,4 +18,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

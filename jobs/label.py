@@ -1,8 +1,6 @@
 """queries/ and the pair's grades -> labels/: python jobs/label.py --config FILE"""
 
-import typer
-
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 from firewall_ray.labeling import run_labeling
 
 
@@ -15,4 +13,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from firewall_ray.cluster.needs import check_cluster
-from firewall_ray.job import ConfigOption, LimitOption, RootOption, SetOption, console, job
+from firewall_ray.job import ConfigOption, LimitOption, RootOption, SetOption, console, job, run
 from firewall_ray.leases import WHOLE_ROOT
 from firewall_ray.paper.artifact import load_claims, run_paper
 from firewall_ray.paper.plan import make_plan
@@ -59,4 +59,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -12,7 +12,7 @@ from firewall_ray.errors import ConfigError
 from firewall_ray.evaluation.report import load_report, run_report
 from firewall_ray.evaluation.table import print_table
 from firewall_ray.grading import run_grading
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, StageResult, console, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, StageResult, console, job, run
 from firewall_ray.labeling import run_labeling
 from firewall_ray.queries import run_prepare_queries
 from firewall_ray.router.train import run_training
@@ -72,4 +72,4 @@ def _stages_to_redo(first: str | None, force: bool) -> set[str]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -1,8 +1,6 @@
 """Tasks -> queries/: python jobs/prepare_queries.py --config FILE"""
 
-import typer
-
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 from firewall_ray.queries import run_prepare_queries
 
 
@@ -15,4 +13,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.job import ConfigOption, RootOption, SetOption, console, job
+from firewall_ray.job import ConfigOption, RootOption, SetOption, console, job, run
 from firewall_ray.relabel.comparison import SERVE_FILE, load_comparison, verdict
 from firewall_ray.relabel.run import run_relabel
 from firewall_ray.relabel.stores import FOLDER, FoldedStore
@@ -88,4 +88,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -1,10 +1,8 @@
 """Labels and scores -> report/: metrics with intervals, figures, and a page to read them on."""
 
-import typer
-
 from firewall_ray.evaluation.report import load_report, run_report
 from firewall_ray.evaluation.table import print_table
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, console, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, console, job, run
 
 
 def main(
@@ -21,4 +19,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

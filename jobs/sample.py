@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job, run
 from firewall_ray.sampling import run_sampling
 
 
@@ -29,4 +29,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -6,7 +6,7 @@ import typer
 
 from firewall_ray.budget_routing import check_budget, route_file
 from firewall_ray.errors import ConfigError
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 from firewall_ray.scoring import run_scoring
 
 
@@ -52,4 +52,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -1,8 +1,6 @@
 """Labels to routers: `routers/<design>/`, a Hugging Face folder and its card. See firewall_ray/router/train.py."""
 
-import typer
-
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job
+from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 from firewall_ray.router.train import CHECKPOINTS_FOLDER, run_training
 
 
@@ -16,4 +14,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

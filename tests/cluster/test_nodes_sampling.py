@@ -86,7 +86,11 @@ def test_a_samplers_node_killed_in_the_middle_costs_no_row_and_repeats_none(node
         assert job.wait(240) == 0, (tmp_path / "log").read_text()[-4_000:]
     finally:
         job.kill()
-    assert {actor.node_id for actor in nodes.actors(SAMPLER)} <= {node.node_id for node in [survivor, replacement, large]}
+    # The engine that went down with its node was made again, and on a node of its group.
+    later = nodes.actors(SAMPLER)
+    assert {engine.id for engine in engines} < {engine.id for engine in later}
+    first = {engine.id for engine in engines if engine.node_id == victim.node_id}
+    assert {engine.node_id for engine in later if engine.id not in first} <= {node.node_id for node in [survivor, replacement, large]}
     (line,) = (tmp_path / "log").read_text().splitlines()[-1:]
     assert [(stage["num_rows"], stage["num_errors"]) for stage in json.loads(line)["stages"]] == [(NUM_QUERIES, 0)] * 2
 

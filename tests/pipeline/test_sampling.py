@@ -18,6 +18,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from quickstart_models import exact_pass_rates
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -244,23 +245,29 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 240, give_up: Call
     raise TimeoutError("the condition never came true")
 
 
-def test_tokens_move_before_the_first_batch_ends_and_the_engine_says_what_it_does() -> None:
+def test_tokens_move_before_the_first_batch_ends_and_the_engine_says_what_it_does(ray_cluster: None) -> None:
     """One batch of everything: counted by the batch, nothing would be told before all of it is done."""
-    told: list[tuple[Any, ...]] = []
 
-    class Told:
-        def __getattr__(self, name: str) -> Any:
-            return SimpleNamespace(remote=lambda *arguments: told.append((name, *arguments)))
+    @ray.remote(num_cpus=1)  # an engine that fails ends its process, which should not be this one
+    def sampled_and_told():  # type: ignore[no-untyped-def]  # pickled by value, without the module's names for types
+        told = []
 
-    model = {"path": "quickstart/models/weak", "device": "cpu", "dtype": "float32", "max_num_seqs": 32}
-    spec = SamplingSpec(num_samples=16, temperature=1.0, top_p=1.0, seed=0, stop={"t": ()}, max_tokens={"t": 24})
-    sampler = VllmSampler("weak", VllmModelConfig(**model, engine_kwargs={"enforce_eager": True}), spec, Told())
-    queries = {"query_id": [f"q{i}" for i in range(300)], "task": ["t"] * 300, "prompt": ["Question: what is 1?\nAnswer:"] * 300}
+        class Told:
+            def __getattr__(self, name):  # type: ignore[no-untyped-def]
+                return SimpleNamespace(remote=lambda *arguments: told.append((name, *arguments)))
 
-    async def run() -> pa.Table:
-        return await anext(sampler(pa.table(queries)))
+        model = {"path": "quickstart/models/weak", "device": "cpu", "dtype": "float32", "max_num_seqs": 32}
+        spec = SamplingSpec(num_samples=16, temperature=1.0, top_p=1.0, seed=0, stop={"t": ()}, max_tokens={"t": 24})
+        sampler = VllmSampler("weak", VllmModelConfig(**model, engine_kwargs={"enforce_eager": True}), spec, Told())
+        queries = {"query_id": [f"q{i}" for i in range(300)], "task": ["t"] * 300, "prompt": ["Question: what is 1?\nAnswer:"] * 300}
 
-    num_tokens = sum(map(sum, asyncio.run(run())["num_generated_tokens"].to_pylist()))
+        async def run():  # type: ignore[no-untyped-def]
+            return await anext(sampler(pa.table(queries)))
+
+        num_tokens = sum(map(sum, asyncio.run(run())["num_generated_tokens"].to_pylist()))
+        return told, num_tokens
+
+    told, num_tokens = ray.get(sampled_and_told.remote(), timeout=300)
     amounts = [call[2] for call in told if call[0] == "add"]
     first_row = next(number for number, each in enumerate(amounts) if each.get("rows"))
     before = [each for each in amounts[:first_row] if each.get("tokens")]
