@@ -127,10 +127,11 @@ def exit_codes(verb: str) -> Iterator[None]:
 
 
 def run(main: Callable[..., None]) -> None:
-    """A job's `main` as a command, see `typer.run`. After a failure or a signal the process ends without the interpreter's clean-up.
+    """A job's `main` as a command, see `typer.run`.
 
-    What a stopped Ray Data pipeline leaves behind, threads in Ray's C++ code, makes that clean-up's garbage collection crash:
-    SIGABRT where the exit code should say 143. All that matters is closed by then: the lease, Ray, the files.
+    After a failure or a signal the process ends without the interpreter's clean-up: what a stopped Ray Data pipeline leaves behind,
+    threads in Ray's C++ code, makes its garbage collection crash, SIGABRT where the exit code should say 143. All that matters is
+    closed by then: the lease, Ray, the files.
     """
     try:
         typer.run(main)

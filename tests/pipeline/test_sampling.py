@@ -259,7 +259,7 @@ def test_tokens_move_before_the_first_batch_ends_and_the_engine_says_what_it_doe
         model = {"path": "quickstart/models/weak", "device": "cpu", "dtype": "float32", "max_num_seqs": 32}
         spec = SamplingSpec(num_samples=16, temperature=1.0, top_p=1.0, seed=0, stop={"t": ()}, max_tokens={"t": 24})
         sampler = VllmSampler("weak", VllmModelConfig(**model, engine_kwargs={"enforce_eager": True}), spec, Told())
-        queries = {"query_id": [f"q{i}" for i in range(300)], "task": ["t"] * 300, "prompt": ["Question: what is 1?\nAnswer:"] * 300}
+        queries = {"query_id": [f"q{i}" for i in range(300)], "task": ["t"] * 300, "prompt": ["What is 1?\nAnswer:"] * 300}
 
         async def run():  # type: ignore[no-untyped-def]
             return await anext(sampler(pa.table(queries)))
