@@ -26,8 +26,8 @@ from typing import Annotated, Any
 import pyarrow.parquet as pq
 import typer
 
-from firewall_ray.execution.program import PASSED, TIMED_OUT, Limits
-from firewall_ray.execution.sandbox import Sandbox
+from firewall_ray.sandbox.program import PASSED, TIMED_OUT, Limits
+from firewall_ray.sandbox.sandbox import Sandbox
 from firewall_ray.tasks.humaneval import build_program
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -36,7 +36,7 @@ NUM_SHOWN = 20
 _BARE = """
 import json, os, resource, sys, time
 sys.path.insert(0, sys.argv[1])
-from firewall_ray.execution.program import execute
+from firewall_ray.sandbox.program import execute
 programs = json.load(sys.stdin)
 started = time.perf_counter()
 for program in programs:

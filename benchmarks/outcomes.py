@@ -30,16 +30,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from firewall_ray import policy
-from firewall_ray.artifacts import ArtifactStore, versions
 from firewall_ray.baselines.trivial import oracle_p_weak
-from firewall_ray.config import RunConfig
+from firewall_ray.cli import connected
+from firewall_ray.config.run import RunConfig
 from firewall_ray.evaluation.intervals import bootstrap_curves, paired_bootstrap, percentile_interval
 from firewall_ray.evaluation.metrics import curve_apgr, performance_curve
-from firewall_ray.job import connected
-from firewall_ray.labeling import run_labeling
-from firewall_ray.outcomes import run_import
-from firewall_ray.router.train import run_training
-from firewall_ray.scoring import run_scoring
+from firewall_ray.stages.import_outcomes import run_import
+from firewall_ray.stages.label import run_labeling
+from firewall_ray.stages.score import run_scoring
+from firewall_ray.stages.train_router import run_training
+from firewall_ray.store.dataset import ArtifactStore, versions
 
 CASES: dict[str, dict[str, Any]] = {
     "gsm8k, Mixtral-8x7B against GPT-4": {

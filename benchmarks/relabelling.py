@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.queries import read_queries
 from firewall_ray.schemas import DECISIONS
+from firewall_ray.stages.prepare_queries import read_queries
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 
 LEFT_OUT = ("fact", "postal_code")  # skills of tiny_world

@@ -26,10 +26,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, PreTrainedModel
 
-from firewall_ray.artifacts import versions
 from firewall_ray.router.cpu_runtime import Logits, compile_for_cpu
 from firewall_ray.router.data import encode, pad_rows
 from firewall_ray.router.predict import RouterPredictor
+from firewall_ray.store.dataset import versions
 from firewall_ray.tasks.base import PROMPT_TEMPLATE
 from firewall_ray.tasks.tiny_world import draw_unique
 

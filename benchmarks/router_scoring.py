@@ -13,8 +13,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from firewall_ray.artifacts import versions
 from firewall_ray.router.predict import RouterPredictor
+from firewall_ray.store.dataset import versions
 from firewall_ray.tasks.base import PROMPT_TEMPLATE
 from firewall_ray.tasks.tiny_world import draw_unique
 

@@ -27,17 +27,17 @@ from ray.train.torch import TorchTrainer
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
-from firewall_ray.artifacts import ArtifactStore, versions
-from firewall_ray.config import load_config
-from firewall_ray.job import connected
-from firewall_ray.progress import ProgressCounter
+from firewall_ray.cli import connected
+from firewall_ray.cluster.progress import ProgressCounter
+from firewall_ray.config.run import load_config
 from firewall_ray.router.data import FixedShards, pad_rows
 from firewall_ray.router.engine import make_engine, parameter_groups
 from firewall_ray.router.loop import TrainSpec, Worker, start_worker, train_epoch
 from firewall_ray.router.model import build_model
 from firewall_ray.router.telemetry import TrainingMonitor
-from firewall_ray.router.train import datasets, for_workers
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
+from firewall_ray.stages.train_router import datasets, for_workers
+from firewall_ray.store.dataset import ArtifactStore, versions
 from firewall_ray.tasks.tiny_world import TinyWorld
 
 DESIGN = "soft_block"

@@ -40,17 +40,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from slow_s3 import SlowS3, running
 
-from firewall_ray import sampling
-from firewall_ray.artifacts import ArtifactStore, versions
-from firewall_ray.config import RunConfig, load_config
+from firewall_ray.cli import connected
+from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.evaluation.plots import PALETTE, STYLE, WEAK, png
-from firewall_ray.grading import run_grading
-from firewall_ray.job import connected
-from firewall_ray.labeling import run_labeling
-from firewall_ray.queries import run_prepare_queries
-from firewall_ray.sampling import run_sampling
 from firewall_ray.schemas import QUERIES, SAMPLES
-from firewall_ray.scoring import scored_batches
+from firewall_ray.stages import sample as sampling
+from firewall_ray.stages.grade import run_grading
+from firewall_ray.stages.label import run_labeling
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.stages.sample import run_sampling
+from firewall_ray.stages.score import scored_batches
+from firewall_ray.store.dataset import ArtifactStore, versions
 
 QUICKSTART = "jobs/configs/quickstart.yaml"
 CHUNK_ROWS = 50_000

@@ -17,9 +17,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from firewall_ray.artifacts import ArtifactStore, versions
-from firewall_ray.config import RunConfig, load_config
-from firewall_ray.queries import read_queries
+from firewall_ray.config.run import RunConfig, load_config
+from firewall_ray.stages.prepare_queries import read_queries
+from firewall_ray.store.dataset import ArtifactStore, versions
 from firewall_ray.tasks import get_task, known_tasks
 
 NUM_BOOTSTRAP = 1_000

@@ -26,9 +26,9 @@ from http_load import Load, Measured, ceiling, load_process, run_load
 from rich.console import Console
 from rich.table import Table
 
-from firewall_ray.artifacts import ArtifactStore, versions
-from firewall_ray.config import RunConfig, VllmModelConfig, load_config
-from firewall_ray.job import connected
+from firewall_ray.cli import connected
+from firewall_ray.config.run import RunConfig, VllmModelConfig, load_config
+from firewall_ray.store.dataset import ArtifactStore, versions
 from serve_app import serve_settings
 
 MAX_TOKENS = 8

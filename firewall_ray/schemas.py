@@ -2,7 +2,7 @@
 
 This file is the contract between the jobs, and with outside programs: a folder of Parquet files with these columns is a
 valid input whoever wrote it. Types are the ones our writers write; readers accept any type that casts to them safely
-(see `artifacts.py`).
+(see `store/dataset.py`).
 """
 
 import pyarrow as pa

@@ -1,7 +1,7 @@
 """labels/ and samples/ -> scores/<baseline>/: python jobs/baselines.py --config FILE"""
 
 from firewall_ray.baselines.run import run_baselines
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 
 
 def main(

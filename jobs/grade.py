@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.grading import run_grading
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job, run
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job, run
+from firewall_ray.stages.grade import run_grading
 
 ModelOption = Annotated[list[str] | None, typer.Option("--model", help="Key in `models`; repeatable. The pair by default.")]
 

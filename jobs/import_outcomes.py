@@ -1,7 +1,7 @@
 """A file of outcomes -> queries/ and grades/: python jobs/import_outcomes.py --config FILE"""
 
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
-from firewall_ray.outcomes import run_import
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
+from firewall_ray.stages.import_outcomes import run_import
 
 
 def main(

@@ -1,7 +1,7 @@
 """queries/ and the pair's grades -> labels/: python jobs/label.py --config FILE"""
 
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
-from firewall_ray.labeling import run_labeling
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
+from firewall_ray.stages.label import run_labeling
 
 
 def main(

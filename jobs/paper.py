@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
+from firewall_ray.cli import ConfigOption, LimitOption, RootOption, SetOption, console, job, run
 from firewall_ray.cluster.needs import check_cluster
-from firewall_ray.job import ConfigOption, LimitOption, RootOption, SetOption, console, job, run
-from firewall_ray.leases import WHOLE_ROOT
 from firewall_ray.paper.artifact import load_claims, run_paper
 from firewall_ray.paper.plan import make_plan
 from firewall_ray.paper.show import print_claims, print_plan
 from firewall_ray.paper.stages import STAGES, prepare_queries
 from firewall_ray.paper.variants import other_models
-from firewall_ray.queries import run_prepare_queries
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.store.leases import WHOLE_ROOT
 
 PlanOption = Annotated[
     bool, typer.Option("--plan", help="Only print queries, generations, tokens and GPU-hours of every stage. Runs nothing.")

@@ -5,19 +5,19 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, StageResult, console, job, run
 from firewall_ray.cluster.needs import check_cluster
-from firewall_ray.config import RunConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError
-from firewall_ray.evaluation.report import load_report, run_report
 from firewall_ray.evaluation.table import print_table
-from firewall_ray.grading import run_grading
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, StageResult, console, job, run
-from firewall_ray.labeling import run_labeling
-from firewall_ray.queries import run_prepare_queries
-from firewall_ray.router.train import run_training
-from firewall_ray.sampling import run_sampling
-from firewall_ray.scoring import run_scoring
+from firewall_ray.stages.grade import run_grading
+from firewall_ray.stages.label import run_labeling
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.stages.report import load_report, run_report
+from firewall_ray.stages.sample import run_sampling
+from firewall_ray.stages.score import run_scoring
+from firewall_ray.stages.train_router import run_training
+from firewall_ray.store.dataset import ArtifactStore
 
 Stage = Callable[..., StageResult | list[StageResult]]
 STAGES: dict[str, Stage] = {

@@ -1,7 +1,7 @@
 """Tasks -> queries/: python jobs/prepare_queries.py --config FILE"""
 
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
-from firewall_ray.queries import run_prepare_queries
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
+from firewall_ray.stages.prepare_queries import run_prepare_queries
 
 
 def main(

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.job import ConfigOption, RootOption, SetOption, console, job, run
+from firewall_ray.cli import ConfigOption, RootOption, SetOption, console, job, run
+from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.relabel.comparison import SERVE_FILE, load_comparison, verdict
 from firewall_ray.relabel.run import run_relabel
 from firewall_ray.relabel.stores import FOLDER, FoldedStore
 from firewall_ray.schemas import LABEL_DESIGNS
-from firewall_ray.serve_file import ServeFile
 from serve_app.deploy import SERVE_CONFIG, read_serve_config
 
 NameOption = Annotated[str, typer.Option("--name", help="Of this round: a date does well. The new router is <design>-<name>.")]

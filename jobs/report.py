@@ -1,8 +1,8 @@
 """Labels and scores -> report/: metrics with intervals, figures, and a page to read them on."""
 
-from firewall_ray.evaluation.report import load_report, run_report
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, console, job, run
 from firewall_ray.evaluation.table import print_table
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, console, job, run
+from firewall_ray.stages.report import load_report, run_report
 
 
 def main(

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job, run
-from firewall_ray.sampling import run_sampling
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job, run
+from firewall_ray.stages.sample import run_sampling
 
 
 def main(

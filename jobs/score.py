@@ -1,13 +1,13 @@
-"""Prompts to scores (`scores/<router>/`), or a user's own queries to routes. See scoring.py and budget_routing.py."""
+"""Prompts to scores (`scores/<router>/`), or a user's own queries to routes. See stages/score.py and stages/route.py."""
 
 from typing import Annotated
 
 import typer
 
-from firewall_ray.budget_routing import check_budget, route_file
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 from firewall_ray.errors import ConfigError
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
-from firewall_ray.scoring import run_scoring
+from firewall_ray.stages.route import check_budget, route_file
+from firewall_ray.stages.score import run_scoring
 
 
 def main(

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from firewall_ray.config import load_config
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, console, exit_codes
+from firewall_ray.config.run import load_config
+from firewall_ray.config.strict_yaml import load_yaml
 from firewall_ray.errors import ConfigError, SystemFailure
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, console, exit_codes
-from firewall_ray.strict_yaml import load_yaml
 from serve_app.deploy import SERVE_CONFIG, ServeConfigOption, read_serve_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]

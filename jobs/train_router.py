@@ -1,7 +1,7 @@
-"""Labels to routers: `routers/<design>/`, a Hugging Face folder and its card. See firewall_ray/router/train.py."""
+"""Labels to routers: `routers/<design>/`, a Hugging Face folder and its card. See firewall_ray/stages/train_router.py."""
 
-from firewall_ray.job import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
-from firewall_ray.router.train import CHECKPOINTS_FOLDER, run_training
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
+from firewall_ray.stages.train_router import CHECKPOINTS_FOLDER, run_training
 
 
 def main(

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from firewall_ray.serving_config import ApiKeyConfig
+from firewall_ray.config.serving import ApiKeyConfig
 
 PREFIX = "fw-"  # so that people, and scanners for leaked secrets, know one when they see it
 _BEARER = re.compile(rb"bearer +(\S+)", re.IGNORECASE)

@@ -10,11 +10,11 @@ from ray import serve
 from ray.serve.deployment import Application
 from ray.serve.llm import build_llm_deployment
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import OpenAIModelConfig, RunConfig, load_config
+from firewall_ray.config.run import OpenAIModelConfig, RunConfig, load_config
+from firewall_ray.config.serving import Route
 from firewall_ray.errors import ConfigError
 from firewall_ray.router.card import load_card
-from firewall_ray.serving_config import Route
+from firewall_ray.store.dataset import ArtifactStore
 from serve_app.http.ingress import Ingress
 from serve_app.models.deployment import llm_config
 from serve_app.models.replica import ModelServer

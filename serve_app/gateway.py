@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from firewall_ray.serving_config import Route, ServingConfig
+from firewall_ray.config.serving import Route, ServingConfig
 from serve_app.errors import RequestRefused, error_body
 from serve_app.models.answers import Answer, Endpoint, ModelUnavailable
 from serve_app.models.client import ModelClient

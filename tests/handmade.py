@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from firewall_ray.artifacts import ArtifactStore, Dataset
-from firewall_ray.config import RunConfig
+from firewall_ray.config.run import RunConfig
+from firewall_ray.store.dataset import ArtifactStore, Dataset
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from firewall_ray.config import RunConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.labels import hard_block, soft_block
 from firewall_ray.schemas import LABELS, SCORES
 

@@ -9,12 +9,12 @@ import yaml
 from tiny_router import write_router
 from transformers import AutoModelForSequenceClassification
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import load_config
+from firewall_ray.config.run import load_config
 from firewall_ray.policy import QuantileTable
-from firewall_ray.queries import run_prepare_queries
 from firewall_ray.router.card import CARD_FILE
 from firewall_ray.router.predict import RouterPredictor
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.store.dataset import ArtifactStore
 
 MODEL: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_num_seqs": 4, "engine_kwargs": {"enforce_eager": True}}
 ROUTER = "soft_block"

@@ -2,8 +2,8 @@
 
 import pyarrow as pa
 
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.base import make_query
 from firewall_ray.tasks.tiny_world import draw_unique
 

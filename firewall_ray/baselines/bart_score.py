@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartForConditionalGeneration, PreTrainedTokenizerBase
 
-from firewall_ray.baselines_config import BartScoreConfig
+from firewall_ray.config.baselines import BartScoreConfig
 from firewall_ray.errors import ModelError
 from firewall_ray.router.data import pad_rows
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import normalize, softplus
 
-from firewall_ray.baselines_config import RoutellmMfConfig
+from firewall_ray.config.baselines import RoutellmMfConfig
 from firewall_ray.errors import LabelError, ModelError
 
 Floats = NDArray[np.float32]

@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.baselines.embeddings import centred, embedding_name, read_embeddings, run_embedding
 from firewall_ray.baselines.hybrid_llm_stages import hybrid_labels, run_hybrid_labels
 from firewall_ray.baselines.knn import knn_scores
 from firewall_ray.baselines.margin_sampling import margin_scores
 from firewall_ray.baselines.routellm_mf import mf_scores, published_scores
-from firewall_ray.config import RunConfig
-from firewall_ray.embeddings import centred, embedding_name, read_embeddings, run_embedding
+from firewall_ray.cli import StageResult
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError
-from firewall_ray.job import StageResult
-from firewall_ray.queries import check_splits
-from firewall_ray.query_ids import check_unique
-from firewall_ray.router.train import run_training
 from firewall_ray.schemas import HYBRID_DESIGNS, SCORES, SPLITS
-from firewall_ray.scoring import run_scoring
+from firewall_ray.stages.prepare_queries import check_splits
+from firewall_ray.stages.score import run_scoring
+from firewall_ray.stages.train_router import run_training
+from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.query_ids import check_unique
 
 LABEL_COLUMNS = ["query_id", "task", "split", "prompt", "pass_rate_weak", "pass_rate_strong", "soft_block"]
 

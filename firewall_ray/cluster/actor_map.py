@@ -29,12 +29,12 @@ import ray.data
 from pyarrow import fs as pafs
 from ray.exceptions import RayError, RayTaskError
 
-from firewall_ray.artifacts import Dataset, storage_errors
 from firewall_ray.cluster.pool import Pool, mapped
+from firewall_ray.cluster.progress import watch
 from firewall_ray.cluster.workers import ErrorRows
 from firewall_ray.errors import EngineDied, FirewallRayError, SystemFailure
-from firewall_ray.progress import watch
-from firewall_ray.spill import LocalRows
+from firewall_ray.store.dataset import Dataset, storage_errors
+from firewall_ray.store.joins import LocalRows
 from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_ids, missing_rows, recover
 
 WANTED = "_wanted"  # the rows of this run, as the pipeline's input
@@ -50,7 +50,7 @@ class ActorMap:
     """One pool's part of a stage: those `rows` that `output`, which was begun, lacks.
 
     rows: with a query_id, and `columns` (all, when None), which the actor reads. actor: a class constructed with `arguments` and
-    `progress`, a counter; see `cluster/workers.py` for how it is called, `progress.py` for what it may tell. name: of the work, in
+    `progress`, a counter; see `cluster/workers.py` for how it is called, `cluster/progress.py` for what it may tell. name: of the work, in
     messages. error_rows: makes the rows with `error` of those that are set aside; None where the dataset has no such column.
     when_whole: called in the map's thread, to finish the dataset while other maps go on.
     """
@@ -170,7 +170,7 @@ def run_actor_maps(stage: str, maps: Sequence[ActorMap], done: Mapping[str, int]
                     raise error
         except BaseException as e:
             for each in maps:
-                each.stop(keep=not isinstance(e, SystemExit))  # which is how a lost lease comes (`leases.py`)
+                each.stop(keep=not isinstance(e, SystemExit))  # which is how a lost lease comes (`store/leases.py`)
             deadline = time.monotonic() + STOPS_WITHIN_S
             for thread in threads:
                 thread.join(timeout=max(0.0, deadline - time.monotonic()))

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from firewall_ray.cluster.journal import Journal
 from firewall_ray.cluster.room import Need, actors_need, said_while_waiting
 from firewall_ray.cluster.workers import ErrorRows, guarded
-from firewall_ray.config_base import ActorsConfig
+from firewall_ray.config.base import ActorsConfig
 from firewall_ray.errors import StorageFailure, SystemFailure
 from firewall_ray.store.parts import PartsWriter
 

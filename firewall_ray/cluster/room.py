@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import ray
 from ray._private.state import available_resources_per_node  # Ray's only way to free resources by node; a developer API
 
-from firewall_ray.config_base import ActorsConfig
+from firewall_ray.config.base import ActorsConfig
 from firewall_ray.errors import ConfigError
 
 NODE_GROUP = "ray.io/node-group"  # Ray's label of nodes that were started by `ray up` or KubeRay

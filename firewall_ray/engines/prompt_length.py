@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from firewall_ray.config import VllmModelConfig
+from firewall_ray.config.run import VllmModelConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ModelError, TaskError
-from firewall_ray.spill import LocalRows
+from firewall_ray.store.joins import LocalRows
 
 SPECIAL_TOKENS = 8  # room for what a tokenizer adds around a prompt
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactError, ArtifactMissing
-from firewall_ray.query_ids import check_unique
 from firewall_ray.schemas import LABEL_DESIGNS
+from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.query_ids import check_unique
 
 Floats = NDArray[np.float64]
 REPEATED = "Remove the repeated rows: two files of the same run in one folder are the usual cause."

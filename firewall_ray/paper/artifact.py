@@ -12,16 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from firewall_ray.artifacts import ArtifactStore, Dataset
 from firewall_ray.baselines.run import describe
 from firewall_ray.baselines.trivial import TRIVIAL_BASELINES
-from firewall_ray.config import RunConfig
+from firewall_ray.cli import StageResult
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.evaluation import plots
 from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores, router_names
-from firewall_ray.evaluation.report import build_report, without_nan
-from firewall_ray.job import StageResult
 from firewall_ray.paper import page, tables
 from firewall_ray.paper.claims import Claim, check_claims
 from firewall_ray.paper.figures import draw_figures
@@ -29,6 +27,8 @@ from firewall_ray.paper.published import same_setting
 from firewall_ray.paper.table import Table, comma_separated, latex, markdown
 from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, pair_name
 from firewall_ray.schemas import LABEL_DESIGNS
+from firewall_ray.stages.report import build_report, without_nan
+from firewall_ray.store.dataset import ArtifactStore, Dataset
 
 Report = dict[str, Any]
 RIVAL = "weak_pass_rate"  # what blocking has to beat: the router that only asks whether the weak model fails

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firewall_ray import policy
-from firewall_ray.config import EvaluationConfig
+from firewall_ray.config.run import EvaluationConfig
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores
 from firewall_ray.evaluation.intervals import bootstrap_curves, paired_bootstrap
 from firewall_ray.evaluation.metrics import FRACTIONS, performance_curve

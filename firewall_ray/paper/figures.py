@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from firewall_ray.config import PaperConfig
+from firewall_ray.config.run import PaperConfig
 from firewall_ray.evaluation.plots import STYLE, cost_quality, pass_rate_bars
 from firewall_ray.paper.tables import ALL, baselines_of, ours
 from firewall_ray.schemas import LABEL_DESIGNS

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from firewall_ray.config import RunConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.evaluation.html import templates
 from firewall_ray.paper.claims import Claim
 from firewall_ray.paper.figures import PaperFigure

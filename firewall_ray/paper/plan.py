@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig, VllmModelConfig
+from firewall_ray.config.paper import ThroughputConfig, WorkloadConfig
+from firewall_ray.config.run import RunConfig, VllmModelConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.paper.shape import memory, num_parameters, shape_of
 from firewall_ray.paper.variants import backbone_config, other_models
-from firewall_ray.paper_config import ThroughputConfig, WorkloadConfig
 from firewall_ray.router.card import load_card
+from firewall_ray.store.dataset import ArtifactStore
 
 MEASURED_ROWS = 100  # with fewer in one job the start of its engines is all that was measured
 

@@ -5,10 +5,10 @@ Checked against the published counts: Llama-3.2-1B has 1,235,814,400 parameters,
 
 from typing import Any
 
-from firewall_ray.config import VllmModelConfig
+from firewall_ray.config.paper import ShapeConfig
+from firewall_ray.config.run import VllmModelConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ConfigError
-from firewall_ray.paper_config import ShapeConfig
 
 BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}  # auto: checkpoints of this kind are published in 16 bits
 

@@ -5,17 +5,17 @@ Runs in the driver. Every stage skips what is finished, so a run that was cut of
 
 from collections.abc import Callable
 
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.baselines.run import run_baselines
-from firewall_ray.config import RunConfig
-from firewall_ray.grading import run_grading
-from firewall_ray.job import StageResult
-from firewall_ray.labeling import run_labeling
+from firewall_ray.cli import StageResult
+from firewall_ray.config.run import RunConfig
 from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, backbone_config, other_models
-from firewall_ray.queries import run_prepare_queries
-from firewall_ray.router.train import run_training
-from firewall_ray.sampling import run_sampling
-from firewall_ray.scoring import run_scoring
+from firewall_ray.stages.grade import run_grading
+from firewall_ray.stages.label import run_labeling
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.stages.sample import run_sampling
+from firewall_ray.stages.score import run_scoring
+from firewall_ray.stages.train_router import run_training
+from firewall_ray.store.dataset import ArtifactStore
 
 Stage = Callable[[RunConfig, ArtifactStore], list[StageResult]]
 

@@ -3,9 +3,9 @@
 Runs in the driver and, with the routers, on workers. Stages take a store and so need not know of any of this.
 """
 
-from firewall_ray.artifacts import ArtifactStore, Dataset
-from firewall_ray.config import PairConfig, RunConfig
+from firewall_ray.config.run import PairConfig, RunConfig
 from firewall_ray.schemas import LABELS, SCORES
+from firewall_ray.store.dataset import ArtifactStore, Dataset
 
 MARGIN_SAMPLING = "margin_sampling"  # the one baseline that Table 2 scores anew for each pair
 

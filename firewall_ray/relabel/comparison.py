@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firewall_ray import policy
-from firewall_ray.artifacts import ArtifactStore, fingerprint
-from firewall_ray.config import EvaluationConfig, RunConfig
+from firewall_ray.cli import StageResult
+from firewall_ray.config.run import EvaluationConfig, RunConfig
+from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores
 from firewall_ray.evaluation.intervals import Difference, bootstrap_curves, intervals, paired_bootstrap
 from firewall_ray.evaluation.metrics import performance_curve
-from firewall_ray.evaluation.report import COMPARED, without_nan
-from firewall_ray.job import StageResult
 from firewall_ray.relabel.stores import FoldedStore
 from firewall_ray.router.card import load_card
-from firewall_ray.serve_file import ServeFile
+from firewall_ray.stages.report import COMPARED, without_nan
+from firewall_ray.store.dataset import ArtifactStore, fingerprint
 
 DECIDES = "apgr"
 ALL, RUN, LIVE = "all", "the run's test split", "live, held out"

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import PairConfig, RunConfig
+from firewall_ray.cli import StageResult
+from firewall_ray.config.run import PairConfig, RunConfig
 from firewall_ray.errors import ArtifactError
-from firewall_ray.job import StageResult
 from firewall_ray.policy import tie_hash
 from firewall_ray.relabel.stores import DRAWN, FOLDER, RoundStore
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from firewall_ray.artifacts import ArtifactStore, Dataset
-from firewall_ray.config import RunConfig
-from firewall_ray.job import StageResult
+from firewall_ray.cli import StageResult
+from firewall_ray.config.run import RunConfig
 from firewall_ray.relabel.stores import RoundStore
+from firewall_ray.store.dataset import ArtifactStore, Dataset
 
 
 def run_fold(config: RunConfig, store: ArtifactStore, round_store: RoundStore, *, force: bool = False) -> StageResult:

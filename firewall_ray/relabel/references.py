@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from firewall_ray.artifacts import fingerprint
-from firewall_ray.config import RunConfig
+from firewall_ray.cli import StageResult
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import TaskError
-from firewall_ray.job import StageResult
 from firewall_ray.relabel.stores import RoundStore
 from firewall_ray.schemas import QUERIES, SPLITS
+from firewall_ray.store.dataset import fingerprint
 from firewall_ray.tasks import get_task, known_tasks
 from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
 from firewall_ray.tasks.graders import get_grader

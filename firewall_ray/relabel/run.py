@@ -9,22 +9,22 @@ from collections.abc import Iterator
 
 from pyarrow import fs as pafs
 
-from firewall_ray.artifacts import ArtifactStore, Dataset
-from firewall_ray.config import OpenAIModelConfig, RunConfig
+from firewall_ray.cli import StageResult
+from firewall_ray.config.run import OpenAIModelConfig, RunConfig
+from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.errors import ConfigError
-from firewall_ray.grading import run_grading
-from firewall_ray.job import StageResult
-from firewall_ray.labeling import run_labeling
 from firewall_ray.relabel.comparison import run_comparison
 from firewall_ray.relabel.draw import run_draw
 from firewall_ray.relabel.fold import run_fold
 from firewall_ray.relabel.references import run_references
 from firewall_ray.relabel.stores import FoldedStore, RoundStore, router_name
-from firewall_ray.router.train import run_training
-from firewall_ray.sampling import run_sampling
 from firewall_ray.schemas import LABEL_DESIGNS
-from firewall_ray.scoring import card_of, run_scoring
-from firewall_ray.serve_file import ServeFile
+from firewall_ray.stages.grade import run_grading
+from firewall_ray.stages.label import run_labeling
+from firewall_ray.stages.sample import run_sampling
+from firewall_ray.stages.score import card_of, run_scoring
+from firewall_ray.stages.train_router import run_training
+from firewall_ray.store.dataset import ArtifactStore, Dataset
 
 logger = logging.getLogger("firewall_ray")
 

@@ -6,10 +6,10 @@ Nothing of the run is overwritten. The stages take a store and so need not know 
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from firewall_ray.artifacts import ArtifactStore, Dataset
-from firewall_ray.config_base import Name
+from firewall_ray.config.base import Name
 from firewall_ray.errors import ConfigError
 from firewall_ray.schemas import LABELS, QUERIES
+from firewall_ray.store.dataset import ArtifactStore, Dataset
 
 FOLDER = "relabel"
 DRAWN = pa.schema([QUERIES.field(name) for name in ("query_id", "question", "prompt")])

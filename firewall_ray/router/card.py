@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from firewall_ray.artifacts import Dataset, versions
-from firewall_ray.config import EvaluationConfig, OpenAIModelConfig, RouterConfig, RunConfig
-from firewall_ray.config_base import Name
+from firewall_ray.config.base import Name
+from firewall_ray.config.run import EvaluationConfig, OpenAIModelConfig, RouterConfig, RunConfig
 from firewall_ray.errors import ModelError, PolicyError
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, percentile_interval
 from firewall_ray.evaluation.metrics import performance_curve
 from firewall_ray.policy import QuantileTable, rank
+from firewall_ray.store.dataset import Dataset, versions
 from firewall_ray.tasks.base import PROMPT_TEMPLATE
 
 CARD_FILE = "router.json"

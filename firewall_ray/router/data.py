@@ -18,10 +18,10 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from ray.train import DataConfig
 from transformers import PreTrainedTokenizerBase
 
-from firewall_ray.artifacts import Dataset
-from firewall_ray.config import BackboneConfig
+from firewall_ray.config.run import BackboneConfig
 from firewall_ray.errors import LabelError
 from firewall_ray.router.model import load_tokenizer
+from firewall_ray.store.dataset import Dataset
 
 VALIDATION_COLUMNS = ("query_id", "pass_rate_weak", "pass_rate_strong")
 # The tokenizer gives Python lists, 36 bytes a token: of a whole block of 128 MiB they would be gigabytes in a task.

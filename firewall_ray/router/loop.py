@@ -29,9 +29,8 @@ from ray.data import DataContext
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedTokenizerBase
 
-from firewall_ray.artifacts import ArtifactStore, Dataset
-from firewall_ray.config import RouterConfig
-from firewall_ray.progress import DriverHandler
+from firewall_ray.cluster.progress import DriverHandler
+from firewall_ray.config.run import RouterConfig
 from firewall_ray.router.card import TRAINED_FILE, VALIDATION_FILE
 from firewall_ray.router.data import Collate, columns_of
 from firewall_ray.router.engine import make_engine, save_weights
@@ -40,6 +39,7 @@ from firewall_ray.router.predict import RouterPredictor
 from firewall_ray.router.state import SavedState, save_state
 from firewall_ray.router.telemetry import TrainingMonitor
 from firewall_ray.router.validation import validation_logits, validation_metrics
+from firewall_ray.store.dataset import ArtifactStore, Dataset
 
 logger = logging.getLogger("firewall_ray")
 

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from firewall_ray.config import BackboneConfig, RouterConfig
+from firewall_ray.config.run import BackboneConfig, RouterConfig
 from firewall_ray.errors import ConfigError, ModelError
 
 

@@ -15,11 +15,11 @@ import torch
 from pyarrow import fs as pafs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from firewall_ray.artifacts import Dataset
 from firewall_ray.errors import ModelError
 from firewall_ray.router.card import CARD_FILE, RouterCard, parse_card
 from firewall_ray.router.cpu_runtime import Logits, Network, compile_for_cpu
 from firewall_ray.router.data import encode, pad_rows
+from firewall_ray.store.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 

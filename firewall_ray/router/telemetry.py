@@ -14,7 +14,7 @@ from pyarrow import fs as pafs
 from ray.util.metrics import Gauge
 from tensorboardX import SummaryWriter
 
-from firewall_ray.artifacts import Dataset
+from firewall_ray.store.dataset import Dataset
 
 TENSORBOARD_FOLDER = "_tensorboard"
 COUNT_EVERY_S = 1.0  # as often as the driver looks

@@ -29,10 +29,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from firewall_ray.artifacts import Dataset, storage_errors
 from firewall_ray.errors import ArtifactError
-from firewall_ray.query_ids import check_unique, in_buckets, without
-from firewall_ray.spill import LocalRows, Spill, num_buckets, spill_folder
+from firewall_ray.store.dataset import Dataset, storage_errors
+from firewall_ray.store.joins import LocalRows, Spill, num_buckets, spill_folder
+from firewall_ray.store.query_ids import check_unique, in_buckets, without
 
 PARTS = "_parts"
 PLAN = "_compaction.json"
@@ -125,7 +125,7 @@ def recover(dataset: Dataset) -> None:
 
 
 def missing_ids(dataset: Dataset, num_rows: int, wanted: Iterable[pa.Array], *, retry: bool = False) -> Iterator[pa.ChunkedArray]:
-    """Those of the `wanted` ids that have no row yet, a bucket of ids (see `spill.py`) at a time.
+    """Those of the `wanted` ids that have no row yet, a bucket of ids (see `joins.py`) at a time.
 
     retry: a row with `error` counts as none, unless it lies in the parts, where this run has just made it.
     """

@@ -3,8 +3,8 @@
 import difflib
 from collections.abc import Mapping
 
+from firewall_ray.config.queries import CustomTaskOptions
 from firewall_ray.errors import TaskError
-from firewall_ray.queries_config import CustomTaskOptions
 from firewall_ray.tasks.base import Query, Task
 from firewall_ray.tasks.custom import CustomTask
 from firewall_ray.tasks.gsm8k import Gsm8k

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from firewall_ray.config.queries import CustomTaskOptions, SplitsConfig
 from firewall_ray.errors import TaskError
-from firewall_ray.queries_config import CustomTaskOptions, SplitsConfig
 from firewall_ray.schemas import SPLITS
 from firewall_ray.tasks.base import Query, Task, make_query
 from firewall_ray.tasks.graders import Grader, get_grader, verdict_s

@@ -19,8 +19,8 @@ import numpy as np
 import regex
 
 from firewall_ray.errors import TaskError
-from firewall_ray.execution.program import PASSED, Limits
-from firewall_ray.execution.sandbox import shared_sandbox
+from firewall_ray.sandbox.program import PASSED, Limits
+from firewall_ray.sandbox.sandbox import shared_sandbox
 from firewall_ray.tasks.base import PROGRAM_VERDICT_S, VERDICT_S
 from firewall_ray.tasks.humaneval import extract_code
 

@@ -12,7 +12,7 @@ From a completion to a program, in this order:
 2. The program is the official one: prompt, code, the tests, and ``check(entry_point)``. A completion that begins with the
    header again needs no rule: its definition comes second and wins.
 
-So a completion without a fence gets the official verdict, see `firewall_ray.execution.program` for where isolation differs.
+So a completion without a fence gets the official verdict, see `firewall_ray.sandbox.program` for where isolation differs.
 """
 
 import itertools
@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from firewall_ray.errors import TaskError
-from firewall_ray.execution.program import PASSED, Limits
-from firewall_ray.execution.sandbox import shared_sandbox
+from firewall_ray.sandbox.program import PASSED, Limits
+from firewall_ray.sandbox.sandbox import shared_sandbox
 from firewall_ray.tasks.base import PROGRAM_VERDICT_S, Query, Task, make_query
 from firewall_ray.tasks.records import Record, read_records
 

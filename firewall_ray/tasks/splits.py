@@ -4,8 +4,8 @@ Pure, so it is the same in every run and process, and a question that is added m
 met up to chance: a share s of N questions has a standard deviation of sqrt(s (1 - s) / N).
 """
 
+from firewall_ray.config.queries import SplitsConfig
 from firewall_ray.policy import tie_hash
-from firewall_ray.queries_config import SplitsConfig
 
 
 def draw_split(question: str, splits: SplitsConfig) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from firewall_ray.serving_config import ServingConfig
+from firewall_ray.config.serving import ServingConfig
 from serve_app.api_keys import holder
 from serve_app.errors import RequestRefused
 

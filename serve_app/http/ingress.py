@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 from starlette.types import Lifespan
 
-from firewall_ray.artifacts import Dataset
-from firewall_ray.config import OpenAIModelConfig
-from firewall_ray.serving_config import Route, ServingConfig
+from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.serving import Route, ServingConfig
+from firewall_ray.store.dataset import Dataset
 from serve_app.errors import add_error_handlers, error_response
 from serve_app.gateway import Gateway, parsed_object
 from serve_app.http.admission import Admission

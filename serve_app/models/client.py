@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from firewall_ray.serving_config import ServingConfig
+from firewall_ray.config.serving import ServingConfig
 from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, StreamPart, Unavailable, WholeAnswer
 from serve_app.models.watch import ModelWatch
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 from pydantic_core import from_json, to_json
 
-from firewall_ray.config import OpenAIModelConfig
-from firewall_ray.engines.openai_engine import api_key
-from firewall_ray.serving_config import ServingConfig
+from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.serving import ServingConfig
+from firewall_ray.engines.openai import api_key
 from serve_app.errors import error_body
 from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, Unavailable, Usage
 from serve_app.models.event_stream import event_data

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from firewall_ray.serving_config import PriceConfig, Route
+from firewall_ray.config.serving import PriceConfig, Route
 from serve_app.recording.exchange import Exchange
 from serve_app.recording.fractions import RecentFractions
 

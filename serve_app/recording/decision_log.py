@@ -13,10 +13,10 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from firewall_ray.artifacts import Dataset
+from firewall_ray.config.serving import DecisionLogConfig
 from firewall_ray.errors import StorageFailure
 from firewall_ray.schemas import DECISIONS
-from firewall_ray.serving_config import DecisionLogConfig
+from firewall_ray.store.dataset import Dataset
 from serve_app.recording.exchange import Exchange
 
 MAX_WAITING_FILES = 4  # in rows: as many as so many files hold

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from firewall_ray.serving_config import PriceConfig, Route
+from firewall_ray.config.serving import PriceConfig, Route
 from serve_app.models.answers import Endpoint, Unavailable, Usage
 from serve_app.routing.decision import Decision
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from firewall_ray.serving_config import PriceConfig, Route
+from firewall_ray.config.serving import PriceConfig, Route
 from serve_app.metrics import RayMetrics, Record
 from serve_app.recording.exchange import Exchange
 from serve_app.recording.fractions import RecentFractions

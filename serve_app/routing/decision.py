@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from firewall_ray.serving_config import Route
+from firewall_ray.config.serving import Route
 
 # score: the router's score met the threshold. sticky: so it was when the conversation began. shadow: it was only recorded.
 # requested: the client named the model. The others take the fail-open route: router-timeout and router-failed say what the

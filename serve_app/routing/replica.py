@@ -14,14 +14,14 @@ from pydantic import Field
 from ray import serve
 from ray.serve.deployment import Application
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig, ScoringConfig
-from firewall_ray.config_base import Name, Strict
+from firewall_ray.config.base import Name, Strict
+from firewall_ray.config.run import RunConfig, ScoringConfig
+from firewall_ray.config.serving import BudgetControlConfig
 from firewall_ray.errors import ModelError
 from firewall_ray.policy import goes_strong
 from firewall_ray.router.card import RouterCard
 from firewall_ray.router.predict import RouterPredictor, Scored, local_copy
-from firewall_ray.serving_config import BudgetControlConfig
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.metrics import RayMetrics
 from serve_app.routing.budget import BudgetController

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from firewall_ray.serving_config import Route
+from firewall_ray.config.serving import Route
 from serve_app.errors import RequestRefused
 
 FRACTION_HEADER = "x-firewall-strong-fraction"

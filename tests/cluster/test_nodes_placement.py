@@ -14,9 +14,9 @@ from handmade import query, write
 from ray.util.placement_group import placement_group_table
 from ray_nodes import RayNodes, ray_nodes
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import VllmModelConfig
+from firewall_ray.config.run import VllmModelConfig
 from firewall_ray.engines.placement import engine_resources, release_placement_groups
+from firewall_ray.store.dataset import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

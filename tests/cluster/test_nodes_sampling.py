@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from ray_nodes import Actor, Node, RayNodes, ray_nodes, wait_for
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import load_config
-from firewall_ray.queries import run_prepare_queries
+from firewall_ray.config.run import load_config
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.store.parts import parts_of
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ import pytest
 from ray_nodes import RayNodes, ray_nodes, wait_for
 from tiny_labels import tiny_labels, write_labels
 
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.router.card import load_card
-from firewall_ray.router.train import CHECKPOINTS_FOLDER
+from firewall_ray.stages.train_router import CHECKPOINTS_FOLDER
+from firewall_ray.store.dataset import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

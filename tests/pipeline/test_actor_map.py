@@ -15,11 +15,11 @@ import pytest
 from pyarrow import fs as pafs
 from ray import cloudpickle
 
-from firewall_ray.artifacts import Dataset
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
 from firewall_ray.cluster.pool import Pool
 from firewall_ray.errors import EngineDied, FirewallRayError, ModelError, SystemFailure
-from firewall_ray.spill import LocalRows
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.joins import LocalRows
 
 pytestmark = pytest.mark.slow
 

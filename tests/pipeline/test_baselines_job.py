@@ -12,16 +12,16 @@ import ray
 from handmade import query, sample, write
 from tiny_labels import tiny_labels, write_labels
 
-from firewall_ray.artifacts import ArtifactStore, Dataset
+from firewall_ray.baselines.embedders import HiddenStates
+from firewall_ray.baselines.embeddings import EmbeddingActor
 from firewall_ray.baselines.run import describe, run_baselines
-from firewall_ray.config import RunConfig
-from firewall_ray.embedders import HiddenStates
-from firewall_ray.embeddings import EmbeddingActor
+from firewall_ray.config.run import RunConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ArtifactError, SystemFailure
 from firewall_ray.evaluation.inputs import read_labels, read_scores
 from firewall_ray.router.card import load_card
 from firewall_ray.schemas import HYBRID_LABELS, QUALITIES, SCORES
+from firewall_ray.store.dataset import ArtifactStore, Dataset
 from firewall_ray.store.parts import parts_of
 
 pytestmark = pytest.mark.slow
@@ -131,7 +131,7 @@ def test_a_failed_actor_pool_goes_on_where_it_stopped(ray_cluster: None, tmp_pat
     with monkeypatch.context() as broken:
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
         FailsAfterTheFirstFile.folder = store.embeddings("hidden_states_weak").path
-        broken.setattr("firewall_ray.embeddings.EmbeddingActor", FailsAfterTheFirstFile)
+        broken.setattr("firewall_ray.baselines.embeddings.EmbeddingActor", FailsAfterTheFirstFile)
         with pytest.raises(SystemFailure, match="What is done is kept"):
             run_baselines(config, store)
     output = store.embeddings("hidden_states_weak")
@@ -139,7 +139,7 @@ def test_a_failed_actor_pool_goes_on_where_it_stopped(ray_cluster: None, tmp_pat
     done = vectors(parts_of(output))
     assert 0 < len(done) < 190
     with monkeypatch.context() as counting:
-        counting.setattr("firewall_ray.embeddings.EmbeddingActor", EmbedsElsewhere)
+        counting.setattr("firewall_ray.baselines.embeddings.EmbeddingActor", EmbedsElsewhere)
         results = run_baselines(config, store)
     assert [result["action"] for result in results] == ["resume", "run"]
     found = vectors(output)

@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import make_config, query, sample, write
 
-from firewall_ray import grading
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import HumanevalGradingConfig
+from firewall_ray.config.run import HumanevalGradingConfig
 from firewall_ray.errors import SandboxUnavailable
-from firewall_ray.execution import sandbox as sandbox_module
-from firewall_ray.execution.program import Limits
-from firewall_ray.execution.sandbox import Sandbox, shared_sandbox
-from firewall_ray.grading import grade_batch, run_grading
+from firewall_ray.sandbox import sandbox as sandbox_module
+from firewall_ray.sandbox.program import Limits
+from firewall_ray.sandbox.sandbox import Sandbox, shared_sandbox
 from firewall_ray.schemas import SAMPLES
+from firewall_ray.stages import grade as grading
+from firewall_ray.stages.grade import grade_batch, run_grading
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks import humaneval
 
 OPTIONS = {"humaneval": HumanevalGradingConfig(isolation="unsafe").model_dump()}

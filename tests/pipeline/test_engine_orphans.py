@@ -35,16 +35,16 @@ if __name__ == "__main__":
 
 VLLM = """
 import os, time
-from firewall_ray.config import VllmModelConfig
-from firewall_ray.engines import vllm_engine
+from firewall_ray.config.run import VllmModelConfig
+from firewall_ray.engines import vllm
 from firewall_ray.engines.report import EngineReport
 
 if __name__ == "__main__":
     # Two GPUs are what makes `start_engine` leave vLLM's core in a child; on this machine it then gets one CPU.
     config = VllmModelConfig(path="quickstart/models/weak", device="cpu", dtype="float32", max_model_len=64, tensor_parallel_size=2)
-    arguments = {**vllm_engine.engine_args(config, 0), "tensor_parallel_size": 1, "distributed_executor_backend": "uni"}
-    vllm_engine.engine_args = lambda config, seed: arguments
-    engine = vllm_engine.start_engine(config, 0, EngineReport("weak", None))
+    arguments = {**vllm.engine_args(config, 0), "tensor_parallel_size": 1, "distributed_executor_backend": "uni"}
+    vllm.engine_args = lambda config, seed: arguments
+    engine = vllm.start_engine(config, 0, EngineReport("weak", None))
     print("ready", flush=True)
     time.sleep(600)
 """

@@ -12,12 +12,13 @@ from handmade import make_config, query, sample, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firewall_ray import grading, spill
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, TaskError
-from firewall_ray.grading import grade_batch, rows_near, run_grading
-from firewall_ray.labeling import run_labeling
 from firewall_ray.schemas import GRADES, SAMPLES
+from firewall_ray.stages import grade as grading
+from firewall_ray.stages.grade import grade_batch, rows_near, run_grading
+from firewall_ray.stages.label import run_labeling
+from firewall_ray.store import joins as spill
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.store.parts import PartsWriter, parts_of
 from firewall_ray.tasks.tiny_world import TinyWorld
 

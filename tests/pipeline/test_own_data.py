@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from handmade import make_config, sample, write
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig
-from firewall_ray.evaluation.report import load_report, run_report
-from firewall_ray.grading import run_grading
-from firewall_ray.labeling import run_labeling
-from firewall_ray.outcomes import run_import
-from firewall_ray.queries import read_queries, run_prepare_queries
-from firewall_ray.router.train import run_training
-from firewall_ray.scoring import run_scoring
+from firewall_ray.config.run import RunConfig
+from firewall_ray.stages.grade import run_grading
+from firewall_ray.stages.import_outcomes import run_import
+from firewall_ray.stages.label import run_labeling
+from firewall_ray.stages.prepare_queries import read_queries, run_prepare_queries
+from firewall_ray.stages.report import load_report, run_report
+from firewall_ray.stages.score import run_scoring
+from firewall_ray.stages.train_router import run_training
+from firewall_ray.store.dataset import ArtifactStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig, load_config
+from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.paper.artifact import run_paper
 from firewall_ray.paper.stages import STAGES
+from firewall_ray.store.dataset import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

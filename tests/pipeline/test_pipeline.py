@@ -13,9 +13,9 @@ import pytest
 import yaml
 from ray_head import ray_head
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import load_config
-from firewall_ray.queries import run_prepare_queries
+from firewall_ray.config.run import load_config
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.store.dataset import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

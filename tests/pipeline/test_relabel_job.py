@@ -21,10 +21,10 @@ from tiny_labels import tiny_labels, write_labels
 from tiny_router import fill_folder
 from typer.testing import CliRunner
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import BackboneConfig, ScoringConfig
+from firewall_ray.config.run import BackboneConfig, ScoringConfig
 from firewall_ray.relabel.stores import RoundStore
 from firewall_ray.router.card import load_card
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
 from firewall_ray.tasks.tiny_world import draw_unique
 from serve_app.routing.replica import Router

@@ -23,14 +23,14 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from tiny_labels import tiny_labels, write_labels
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.cluster import room
-from firewall_ray.config import RunConfig
+from firewall_ray.cluster.progress import watch
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
-from firewall_ray.progress import watch
 from firewall_ray.router.card import load_card
 from firewall_ray.router.predict import RouterPredictor
-from firewall_ray.router.train import CHECKPOINTS_FOLDER, run_training
+from firewall_ray.stages.train_router import CHECKPOINTS_FOLDER, run_training
+from firewall_ray.store.dataset import ArtifactStore
 
 pytestmark = pytest.mark.slow
 
@@ -264,7 +264,7 @@ def test_progress_counts_every_row_of_training_and_validation(
             yield counter
             seen.update(totals=totals, done=done, sums=ray.get(counter.read.remote())[0])
 
-    monkeypatch.setattr("firewall_ray.router.train.watch", watched)
+    monkeypatch.setattr("firewall_ray.stages.train_router.watch", watched)
     config, store = prepared(tmp_path, 31, 7, designs=["soft_block", "hard_label"], epochs=2, batch_size=12)
     run_training(config, store)
     # 31 rows over two workers leave one out; 7 more are validated on: 2 x (30 + 7) of each design.

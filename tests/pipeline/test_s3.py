@@ -11,11 +11,11 @@ import pytest
 from handmade import grade, make_config, query, sample, write
 from s3_server import ENVIRONMENT, empty_root, s3_server
 
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactMissing, StorageFailure
-from firewall_ray.grading import run_grading
-from firewall_ray.labeling import run_labeling
-from firewall_ray.queries import read_queries, run_prepare_queries
+from firewall_ray.stages.grade import run_grading
+from firewall_ray.stages.label import run_labeling
+from firewall_ray.stages.prepare_queries import read_queries, run_prepare_queries
+from firewall_ray.store.dataset import ArtifactStore
 from serve_app.recording.decision_log import row_of, table_of
 from serve_app.recording.exchange import Exchange
 from serve_app.routing.decision import Decision

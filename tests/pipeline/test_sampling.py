@@ -23,13 +23,13 @@ import torch
 from quickstart_models import exact_pass_rates
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig, VllmModelConfig
+from firewall_ray.config.run import RunConfig, VllmModelConfig
 from firewall_ray.engines.rows import SamplingSpec
-from firewall_ray.engines.vllm_engine import VllmSampler
+from firewall_ray.engines.vllm import VllmSampler
 from firewall_ray.errors import ArtifactError, EngineDied, ModelError, TaskError
-from firewall_ray.queries import run_prepare_queries
-from firewall_ray.sampling import run_sampling
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.stages.sample import run_sampling
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.store.parts import parts_of
 
 pytestmark = pytest.mark.slow

@@ -16,12 +16,12 @@ import yaml
 from tiny_labels import tiny_labels, write_labels
 from tiny_router import write_router
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.budget_routing import route_file
-from firewall_ray.config import RunConfig, ScoringConfig
+from firewall_ray.config.run import RunConfig, ScoringConfig
 from firewall_ray.errors import ArtifactMissing, ConfigError
 from firewall_ray.router.predict import RouterPredictor
-from firewall_ray.scoring import run_scoring
+from firewall_ray.stages.route import route_file
+from firewall_ray.stages.score import run_scoring
+from firewall_ray.store.dataset import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

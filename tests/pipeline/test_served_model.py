@@ -14,11 +14,11 @@ import pytest
 from quickstart_models import exact_pass_rates
 from test_sampling import NUM_SAMPLES, pass_rates, settings
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import EngineDied
-from firewall_ray.queries import run_prepare_queries
-from firewall_ray.sampling import run_sampling
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.stages.sample import run_sampling
+from firewall_ray.store.dataset import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

@@ -18,9 +18,9 @@ import pytest
 import yaml
 from ray_head import ray_head
 
-from firewall_ray import leases
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.leases import Claim, Claims
+from firewall_ray.store import leases
+from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.leases import Claim, Claims
 
 pytestmark = pytest.mark.slow
 

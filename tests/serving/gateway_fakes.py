@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from pydantic_core import from_json, to_json
 
-from firewall_ray.serving_config import Route, ServingConfig
+from firewall_ray.config.serving import Route, ServingConfig
 from firewall_ray.tasks.base import prompt_id
 from serve_app.gateway import Gateway
 from serve_app.http.ingress import asgi_app

@@ -17,10 +17,10 @@ from running_app import wait_until
 from servable_run import ROUTER, write_run
 from tiny_router import fill_folder
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import load_config
+from firewall_ray.config.run import load_config
+from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.router.card import CARD_FILE
-from firewall_ray.serve_file import ServeFile
+from firewall_ray.store.dataset import ArtifactStore
 from serve_app.deploy import SERVE_CONFIG, read_serve_config
 
 pytestmark = pytest.mark.slow

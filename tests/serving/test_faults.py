@@ -13,7 +13,7 @@ import pytest
 from load import Load, Outcome, ask
 from running_app import Served, processes_of, wait_until
 
-from firewall_ray.serving_config import Route
+from firewall_ray.config.serving import Route
 
 pytestmark = pytest.mark.slow
 

@@ -23,10 +23,10 @@ from running_app import free_port, wait_until
 from servable_run import ROUTER, prompts_of_split, write_run
 from tiny_router import write_router
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import load_config
+from firewall_ray.config.run import load_config
 from firewall_ray.router.card import CARD_FILE
 from firewall_ray.router.predict import RouterPredictor
+from firewall_ray.store.dataset import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import grade, query, write
 
-from firewall_ray.artifacts import MANIFEST, STARTED, ArtifactStore, Dataset, fingerprint, storage_errors
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
 from firewall_ray.schemas import QUERIES, SCORES
+from firewall_ray.store.dataset import MANIFEST, STARTED, ArtifactStore, Dataset, fingerprint, storage_errors
 from firewall_ray.store.row_writer import row_writer
 
 

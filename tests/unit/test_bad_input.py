@@ -13,8 +13,8 @@ import pytest
 import yaml
 from handmade import grade, make_config, query, write, write_pair
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.queries import run_prepare_queries
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.store.dataset import ArtifactStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,8 +108,8 @@ def test_a_full_disk_under_tmpdir_is_named_and_leaves_no_labels(tmp_path: Path) 
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "from handmade import make_config\n"
-        "from firewall_ray.job import job\n"
-        "from firewall_ray.labeling import run_labeling\n"
+        "from firewall_ray.cli import job\n"
+        "from firewall_ray.stages.label import run_labeling\n"
         "with job('label', sys.argv[1], None, None, needs_ray=False) as context:\n"
         "    run_labeling(context.config, context.store)\n"
     )

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from firewall_ray.budget_routing import check_budget, check_out, prompts_of, read_queries, with_query_ids
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError
+from firewall_ray.stages.route import check_budget, check_out, prompts_of, read_queries, with_query_ids
 
 CARD = SimpleNamespace(prompt_template="Question: {question}\nAnswer: ")
 

@@ -25,9 +25,9 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.serve.schema import ServeDeploySchema
 from ray.util.accelerators import accelerators
 
-from firewall_ray.config import VllmModelConfig, load_config
+from firewall_ray.config.run import VllmModelConfig, load_config
+from firewall_ray.config.serving import ServingConfig
 from firewall_ray.engines.placement import engine_bundles
-from firewall_ray.serving_config import ServingConfig
 from serve_app.serve_settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from firewall_ray.config import LabelDesign, RunConfig, load_config
+from firewall_ray.config.run import LabelDesign, RunConfig, load_config
 from firewall_ray.errors import ConfigError
 from firewall_ray.schemas import LABEL_DESIGNS
 

@@ -11,15 +11,15 @@ from handmade import make_config, sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import load_config
+from firewall_ray.config.queries import GRADERS as NAMES
+from firewall_ray.config.queries import CustomTaskOptions, SplitsConfig
+from firewall_ray.config.run import load_config
 from firewall_ray.errors import ConfigError, TaskError
-from firewall_ray.grading import grade_batch
-from firewall_ray.queries import run_prepare_queries
-from firewall_ray.queries_config import GRADERS as NAMES
-from firewall_ray.queries_config import CustomTaskOptions, SplitsConfig
-from firewall_ray.sampling import sampling_spec
 from firewall_ray.schemas import SAMPLES
+from firewall_ray.stages.grade import grade_batch
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.stages.sample import sampling_spec
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks import known_tasks
 from firewall_ray.tasks.custom import CustomTask
 from firewall_ray.tasks.graders import GRADERS, last_number

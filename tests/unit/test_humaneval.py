@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from firewall_ray.config import HumanevalGradingConfig, RunConfig
+from firewall_ray.config.run import HumanevalGradingConfig, RunConfig
 from firewall_ray.errors import SandboxUnavailable, TaskError
 from firewall_ray.evaluation.pass_at_k import mean_pass_at_k, pass_at_k
-from firewall_ray.execution.program import Limits
-from firewall_ray.execution.sandbox import Sandbox
+from firewall_ray.sandbox.program import Limits
+from firewall_ray.sandbox.sandbox import Sandbox
 from firewall_ray.tasks import get_task
 from firewall_ray.tasks.humaneval import build_program, extract_code
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.store.dataset import ArtifactStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,7 +112,7 @@ def test_help_tells_the_flags_that_every_job_has(script: str) -> None:
 def test_what_a_stage_prints_goes_to_stderr(config: Path, tmp_path: Path) -> None:
     script = tmp_path / "noisy.py"
     script.write_text(
-        "from firewall_ray.job import job\n"
+        "from firewall_ray.cli import job\n"
         f"with job('noisy', {str(config)!r}, None, None, needs_ray=False) as context:\n"
         "    print('chatter')\n"
         "    context.report({'stage': 'noisy', 'rows': 3})\n"
@@ -125,7 +125,7 @@ def test_what_a_stage_prints_goes_to_stderr(config: Path, tmp_path: Path) -> Non
 def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
     script = tmp_path / "interrupted.py"
     script.write_text(
-        "from firewall_ray.job import job\n"
+        "from firewall_ray.cli import job\n"
         f"with job('sample', {str(config)!r}, None, None, needs_ray=False):\n"
         "    raise KeyboardInterrupt\n"
     )

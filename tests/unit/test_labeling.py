@@ -11,11 +11,11 @@ from handmade import grade, make_config, query, write, write_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firewall_ray import spill
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactError, ArtifactMissing
-from firewall_ray.labeling import run_labeling
 from firewall_ray.schemas import LABELS
+from firewall_ray.stages.label import run_labeling
+from firewall_ray.store import joins as spill
+from firewall_ray.store.dataset import ArtifactStore
 
 
 def label(root: Path, **arguments: Any) -> dict[str, Any]:

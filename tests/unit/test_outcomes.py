@@ -12,11 +12,11 @@ from handmade import write as write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactError, ConfigError, TaskError
-from firewall_ray.labeling import run_labeling
-from firewall_ray.outcomes import run_import
-from firewall_ray.queries import read_queries
+from firewall_ray.stages.import_outcomes import run_import
+from firewall_ray.stages.label import run_labeling
+from firewall_ray.stages.prepare_queries import read_queries
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.base import query_id
 
 EVERYTHING_IS_TRAIN = {"test": 0, "validation": 0}
@@ -388,7 +388,7 @@ def test_greedy_answers_that_disagree_are_refused_and_those_that_agree_are_one(t
 
 
 def test_queries_of_many_buckets_keep_the_files_order_and_every_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firewall_ray.outcomes.BUCKET_BYTES", 100)  # about a bucket a row
+    monkeypatch.setattr("firewall_ray.stages.import_outcomes.BUCKET_BYTES", 100)  # about a bucket a row
     rows = [
         row(f"Why {i}?", model, (i + (model == "weak")) % 2, split=("train", "test")[i % 3 == 0])
         for model in ("weak", "strong")

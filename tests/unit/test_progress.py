@@ -11,9 +11,9 @@ from rich.console import Console
 from firewall_ray.cluster import display
 from firewall_ray.cluster.display import Bars, Lines
 from firewall_ray.cluster.meter import ActorState, Meter
+from firewall_ray.cluster.progress import ProgressCounter
 from firewall_ray.engines import report as reports
 from firewall_ray.engines.report import EngineReport
-from firewall_ray.progress import ProgressCounter
 
 
 def state(text: str, since_s: float = 1.0, told_s: float = 0.0, **levels: int) -> ActorState:
@@ -76,7 +76,7 @@ def test_requests_of_an_actor_that_has_died_are_not_shown_for_ever() -> None:
 
 def test_the_counter_keeps_since_when_an_actor_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 4.0, 9.0, 10.0, 12.0])
-    monkeypatch.setattr("firewall_ray.progress.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("firewall_ray.cluster.progress.time.monotonic", lambda: next(now))
     counter = ProgressCounter()
     counter.state("weak", "a", "first batch")
     counter.state("weak", "a", "first batch", {"running": 3})
@@ -109,7 +109,7 @@ def lines_of(
     clock: list[float], caplog: pytest.LogCaptureFixture, seconds: int, sums_at: Any, states_at: Any = lambda s: {}
 ) -> list[str]:
     """What `Lines` says over so many seconds, shown once a second."""
-    caplog.set_level(logging.INFO, logger="firewall_ray.progress")
+    caplog.set_level(logging.INFO, logger="firewall_ray.cluster.progress")
     meter = Meter(10_000)
     lines = Lines("sample")
     for second in range(seconds + 1):

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firewall_ray import tasks
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import ArtifactError, ArtifactMissing, TaskError
-from firewall_ray.queries import quotas, read_queries, run_prepare_queries
+from firewall_ray.stages.prepare_queries import quotas, read_queries, run_prepare_queries
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks import Query
 from firewall_ray.tasks.base import make_query
 from firewall_ray.tasks.tiny_world import TinyWorld

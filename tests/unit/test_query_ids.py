@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firewall_ray import spill
 from firewall_ray.errors import ArtifactError
-from firewall_ray.query_ids import check_unique, in_buckets, without
+from firewall_ray.store import joins as spill
+from firewall_ray.store.query_ids import check_unique, in_buckets, without
 
 Ids = st.lists(st.text(min_size=1, max_size=4), max_size=60)
 

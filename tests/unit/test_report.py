@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ArtifactMissing
 from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.metrics import METRICS, UndefinedMetricWarning, evaluate
-from firewall_ray.evaluation.report import load_report, run_report
 from firewall_ray.evaluation.table import print_table
 from firewall_ray.policy import tie_hash
 from firewall_ray.schemas import LABELS, SCORES
+from firewall_ray.stages.report import load_report, run_report
+from firewall_ray.store.dataset import ArtifactStore
 
 NUM = 240  # queries a task: half validation, half test
 

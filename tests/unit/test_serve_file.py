@@ -7,7 +7,7 @@ import yaml
 from handmade import make_config
 from relabel_parts import serve_file, user_config
 
-from firewall_ray.config import RunConfig
+from firewall_ray.config.run import RunConfig
 from serve_app.routing.replica import RouterUserConfig
 
 

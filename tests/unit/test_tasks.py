@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firewall_ray.config import RunConfig
+from firewall_ray.config.queries import TasksConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import TaskError
-from firewall_ray.queries_config import TasksConfig
 from firewall_ray.tasks import TASKS, get_task
 from firewall_ray.tasks.base import make_query, query_id
 from firewall_ray.tasks.tiny_world import RIVAL_SHARE, draw_unique

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from firewall_ray.artifacts import ArtifactStore
+from firewall_ray.store.dataset import ArtifactStore
 
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_S = 60
@@ -23,8 +23,8 @@ TIMEOUT_S = 60
 PAUSED = """
 import sys, time
 from pathlib import Path
-from firewall_ray import queries
-from firewall_ray.job import job
+from firewall_ray.stages import prepare_queries as queries
+from firewall_ray.cli import job
 
 config, begun, go = sys.argv[1:]
 keep_first = queries.keep_first
@@ -45,7 +45,7 @@ with job("prepare_queries", config, None, None, needs_ray=False, writes=["querie
 # jobs/prepare_queries.py as it is, less patient.
 IMPATIENT = """
 import runpy, signal
-from firewall_ray import leases
+from firewall_ray.store import leases
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
 leases.POLL_S, leases.ORPHANS_S = 0.2, 0.5
 runpy.run_path("jobs/prepare_queries.py", run_name="__main__")
@@ -168,7 +168,7 @@ def test_a_job_whose_claim_was_deleted_ends_and_says_why(config: Path, tmp_path:
     script = (
         "import sys, threading\n"
         "from firewall_ray import leases\n"
-        "from firewall_ray.job import job\n"
+        "from firewall_ray.cli import job\n"
         "leases.HEARTBEAT_S = 0.1\n"
         "with job('sample', sys.argv[1], None, None, needs_ray=False):\n"
         "    threading.Event().wait()\n"

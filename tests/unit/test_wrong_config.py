@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from firewall_ray.api_key import read_api_key
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import OpenAIModelConfig, RunConfig, load_config
+from firewall_ray.config.api_key import read_api_key
+from firewall_ray.config.run import OpenAIModelConfig, RunConfig, load_config
 from firewall_ray.errors import ConfigError
+from firewall_ray.store.dataset import ArtifactStore
 
 LINES = """\
 root: runs/mine

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import make_config
 
-from firewall_ray.artifacts import ArtifactStore
 from firewall_ray.errors import TaskError
-from firewall_ray.queries import run_prepare_queries
+from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.records import read_file
 
 ROWS = [{"question": "Why?", "answer": "so"}, {"question": "Who?", "answer": "she"}]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from firewall_ray.serving_config import ApiKeyConfig, ServingConfig
+from firewall_ray.config.serving import ApiKeyConfig, ServingConfig
 from serve_app import api_keys
 from serve_app.api_keys import holder, make_key
 

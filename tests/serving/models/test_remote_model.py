@@ -31,9 +31,9 @@ from openai_server import (
 )
 from starlette.responses import Response
 
-from firewall_ray.config import OpenAIModelConfig
+from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.serving import ServingConfig
 from firewall_ray.errors import ConfigError
-from firewall_ray.serving_config import ServingConfig
 from serve_app.gateway import Gateway
 from serve_app.http.ingress import asgi_app
 from serve_app.models.answers import Answer, ModelUnavailable

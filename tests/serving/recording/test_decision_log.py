@@ -19,13 +19,13 @@ import pyarrow.dataset as pads
 import pytest
 from gateway_fakes import FakeRouter, Fakes
 
-from firewall_ray.artifacts import ArtifactStore, Dataset
-from firewall_ray.budget_routing import with_query_ids
+from firewall_ray.config.serving import DecisionLogConfig
 from firewall_ray.errors import StorageFailure
 from firewall_ray.evaluation.inputs import LabelledQueries, read_scores
 from firewall_ray.policy import QuantileTable, realised_fraction
 from firewall_ray.schemas import DECISIONS, SCORES
-from firewall_ray.serving_config import DecisionLogConfig
+from firewall_ray.stages.route import with_query_ids
+from firewall_ray.store.dataset import ArtifactStore, Dataset
 from firewall_ray.tasks.base import prompt_id
 from serve_app.models.answers import Usage
 from serve_app.recording import decision_log
@@ -37,8 +37,8 @@ CANARY = "Zyxwvutopia"
 
 ENDLESS_WRITER = """
 import sys, time
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.serving_config import DecisionLogConfig
+from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.config.serving import DecisionLogConfig
 from serve_app.routing.decision import Decision
 from serve_app.recording.decision_log import DecisionLog
 from serve_app.recording.exchange import Exchange

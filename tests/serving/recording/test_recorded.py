@@ -7,9 +7,9 @@ import httpx
 import pytest
 from running_app import Served, free_port, wait_until
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import OpenAIModelConfig
-from firewall_ray.serving_config import ServingConfig
+from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.serving import ServingConfig
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.routing.decision import Decision, DecisionRequest
 

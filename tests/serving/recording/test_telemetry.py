@@ -10,7 +10,7 @@ import pytest
 from gateway_fakes import FakeRouter, Fakes
 from pydantic import ValidationError
 
-from firewall_ray.serving_config import PriceConfig, ServingConfig
+from firewall_ray.config.serving import PriceConfig, ServingConfig
 from serve_app.metrics import METRICS, SCORE_BINS, RayMetrics, markdown_table
 from serve_app.models.answers import Usage
 from serve_app.recording.exchange import Exchange

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firewall_ray.config import load_config
+from firewall_ray.config.run import load_config
+from firewall_ray.config.serving import Route
 from firewall_ray.errors import ConfigError
-from firewall_ray.serving_config import Route
 from serve_app.errors import RequestRefused
 from serve_app.routing.decision import Decision
 from serve_app.routing.request import RoutingOptions, chat_text, is_reserved, prompts_of, routing_options

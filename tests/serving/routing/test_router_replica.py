@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tiny_router import SCRATCH, make_card
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RouterConfig, ScoringConfig
+from firewall_ray.config.run import RouterConfig, ScoringConfig
+from firewall_ray.config.serving import BudgetControlConfig
 from firewall_ray.errors import ModelError, PolicyError
 from firewall_ray.policy import QuantileTable
 from firewall_ray.router.card import RouterCard
 from firewall_ray.router.predict import Scored
-from firewall_ray.serving_config import BudgetControlConfig
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.routing.decision import Decision, DecisionRequest
 from serve_app.routing.replica import Router, RouterUserConfig

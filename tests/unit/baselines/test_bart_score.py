@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, BartForConditionalGeneration
 
 from firewall_ray.baselines.bart_score import BartScorer, encode_texts, train_small_bart
-from firewall_ray.baselines_config import BartScoreConfig
+from firewall_ray.config.baselines import BartScoreConfig
 from firewall_ray.errors import ModelError
 
 TOKENIZER = "quickstart/models/strong"

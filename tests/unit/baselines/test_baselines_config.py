@@ -4,7 +4,7 @@ import pytest
 from handmade import make_config
 from pydantic import ValidationError
 
-from firewall_ray.baselines_config import BaselineName, BaselinesConfig, HybridDesign
+from firewall_ray.config.baselines import BaselineName, BaselinesConfig, HybridDesign
 from firewall_ray.schemas import HYBRID_DESIGNS
 
 

@@ -12,12 +12,12 @@ import torch
 from handmade import make_config, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.baselines_config import EmbeddingConfig, OpenAIEmbeddingConfig
-from firewall_ray.embedders import HiddenStates, OpenAIEmbeddings, api_key, make_embedder
-from firewall_ray.embeddings import embedding_name, read_embeddings, run_embedding
+from firewall_ray.baselines.embedders import HiddenStates, OpenAIEmbeddings, api_key, make_embedder
+from firewall_ray.baselines.embeddings import embedding_name, read_embeddings, run_embedding
+from firewall_ray.config.baselines import EmbeddingConfig, OpenAIEmbeddingConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
+from firewall_ray.store.dataset import ArtifactStore
 
 WEAK = "quickstart/models/weak"
 PROMPTS = [

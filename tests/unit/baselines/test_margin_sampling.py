@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from firewall_ray.baselines.margin_sampling import margin_scores
-from firewall_ray.engines.vllm_engine import top2_margin
+from firewall_ray.engines.vllm import top2_margin
 from firewall_ray.errors import ArtifactError
 from firewall_ray.schemas import SCORES
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from firewall_ray.baselines.routellm_mf import Battles, MatrixFactorization, fit, mf_scores, published_scores, win_probability
-from firewall_ray.baselines_config import BaselinesConfig, RoutellmMfConfig
+from firewall_ray.config.baselines import BaselinesConfig, RoutellmMfConfig
 from firewall_ray.errors import LabelError, ModelError
 
 RNG = np.random.default_rng(0)

@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from firewall_ray.config import VllmModelConfig
+from firewall_ray.config.run import VllmModelConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.engines.prompt_length import check_prompt_lengths, context_length
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ModelError, TaskError
-from firewall_ray.spill import LocalRows
+from firewall_ray.store.joins import LocalRows
 
 WEAK = "quickstart/models/weak"
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firewall_ray.config import OpenAIModelConfig
+from firewall_ray.config.run import OpenAIModelConfig
 from firewall_ray.engines.http_answers import (
     CompletionError,
     answer_of,
@@ -21,7 +21,7 @@ from firewall_ray.engines.http_answers import (
     retry_after_s,
     usage_of,
 )
-from firewall_ray.engines.openai_engine import OpenAISampler
+from firewall_ray.engines.openai import OpenAISampler
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import EngineDied
 

@@ -13,9 +13,9 @@ import httpx
 import pyarrow as pa
 import pytest
 
-from firewall_ray.config import OpenAIModelConfig
+from firewall_ray.config.run import OpenAIModelConfig
 from firewall_ray.engines import http_patience
-from firewall_ray.engines.openai_engine import OpenAISampler
+from firewall_ray.engines.openai import OpenAISampler
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import EngineDied
 
@@ -245,7 +245,7 @@ def test_a_key_that_no_header_can_hold_ends_the_job_without_being_told() -> None
 
 
 def test_a_bug_of_ours_costs_one_row_and_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("firewall_ray.engines.openai_engine.first_token_margin", lambda answer: 1 / 0)
+    monkeypatch.setattr("firewall_ray.engines.openai.first_token_margin", lambda answer: 1 / 0)
     server = Server(lambda body: None)
     rows = server.sample(num_queries=1)
     assert "ZeroDivisionError" in rows[0]["error"]

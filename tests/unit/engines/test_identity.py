@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import OpenAIModelConfig, VllmModelConfig
+from firewall_ray.config.run import OpenAIModelConfig, VllmModelConfig
 from firewall_ray.engines.identity import NOT_CONTENT, SPEED_ONLY, merged, same_samples, sample_settings
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ArtifactError
+from firewall_ray.store.dataset import ArtifactStore
 
 
 def spec(**max_tokens: int) -> SamplingSpec:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from firewall_ray.config import OpenAIModelConfig, VllmModelConfig
+from firewall_ray.config.run import OpenAIModelConfig, VllmModelConfig
 from firewall_ray.engines.placement import engine_bundles, engine_resources
-from firewall_ray.engines.vllm_engine import engine_args
+from firewall_ray.engines.vllm import engine_args
 
 
 def model(**settings: object) -> VllmModelConfig:

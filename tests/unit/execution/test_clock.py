@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from firewall_ray.execution.clock import MAX_STRETCH, Clock, longest
+from firewall_ray.sandbox.clock import MAX_STRETCH, Clock, longest
 
 
 class Machine:

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from firewall_ray.errors import SandboxUnavailable
-from firewall_ray.execution import sandbox as sandbox_module
-from firewall_ray.execution.program import MAX_OUTCOME_BYTES, NUM_THREADS, Limits
-from firewall_ray.execution.sandbox import Isolation, Sandbox
+from firewall_ray.sandbox import sandbox as sandbox_module
+from firewall_ray.sandbox.program import MAX_OUTCOME_BYTES, NUM_THREADS, Limits
+from firewall_ray.sandbox.sandbox import Isolation, Sandbox
 
 ROOT = Path(__file__).parents[3]
 LIMITS = Limits(timeout_s=1.0, memory_mib=512, scratch_mib=8)
@@ -253,8 +253,8 @@ def test_an_ordinary_user_gets_the_same_jail_through_a_user_namespace() -> None:
     """Root is not needed: here it gives up CAP_SYS_ADMIN (21) for good (PR_CAPBSET_DROP, 24) before it starts the sandbox."""
     see = "import os\nassert os.getuid() == 65534 and sorted(os.listdir('/dev')) == ['null', 'urandom', 'zero']"
     code = (
-        "import os\nfrom firewall_ray.errors import SandboxUnavailable\nfrom firewall_ray.execution.linux import prctl\n"
-        "from firewall_ray.execution.program import Limits\nfrom firewall_ray.execution.sandbox import Sandbox\n"
+        "import os\nfrom firewall_ray.errors import SandboxUnavailable\nfrom firewall_ray.sandbox.linux import prctl\n"
+        "from firewall_ray.sandbox.program import Limits\nfrom firewall_ray.sandbox.sandbox import Sandbox\n"
         f"if os.geteuid() == 0:\n    prctl(24, 21)\nsandbox = Sandbox(Limits(), 'required')\n"
         f"try:\n    print([sandbox.run(p) for p in ({see!r}, \"open('/etc/passwd')\", 'import posix; posix.fork()', '1')])\n"
         "except SandboxUnavailable as e:\n    print(e)"
@@ -296,7 +296,7 @@ def test_an_interrupted_program_leaves_no_outcome_for_the_next(sandbox: Sandbox,
 @pytest.mark.parametrize("isolation", ["required", "unsafe"])
 def test_nothing_survives_the_process_that_asked(isolation: Isolation) -> None:
     code = (
-        "from firewall_ray.execution.sandbox import Sandbox\nfrom firewall_ray.execution.program import Limits\n"
+        "from firewall_ray.sandbox.sandbox import Sandbox\nfrom firewall_ray.sandbox.program import Limits\n"
         f"s = Sandbox(Limits(600.0), {isolation!r})\ns.run('')\nprint(s._server.pid, flush=True)\n"
         "s.run('import time; time.sleep(500)')"
     )

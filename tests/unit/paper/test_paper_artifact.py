@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from paper_run import labels_table, paper_config, scores_table, write_run, write_table
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig, load_config
+from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.errors import ArtifactMissing, ConfigError
 from firewall_ray.evaluation.metrics import apgr
 from firewall_ray.paper.artifact import collect, load_claims, make_tables, run_paper
 from firewall_ray.paper.published import NAME, same_setting
+from firewall_ray.store.dataset import ArtifactStore
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from paper_run import write_table
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig, load_config
+from firewall_ray.config.paper import ShapeConfig
+from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.errors import ConfigError
 from firewall_ray.paper.plan import Plan, make_plan
 from firewall_ray.paper.shape import kv_bytes_per_token, memory, num_parameters, shape_of
 from firewall_ray.paper.show import print_plan
-from firewall_ray.paper_config import ShapeConfig
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.base import make_query
 
 # The config.json of Llama-3.2-1B and Llama-3.1-70B.

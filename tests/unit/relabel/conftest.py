@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from handmade import make_config
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig
+from firewall_ray.config.run import RunConfig
+from firewall_ray.store.dataset import ArtifactStore
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pytest
 from handmade import make_config, write
 from relabel_parts import chat, label, log
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RunConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import TaskError
 from firewall_ray.relabel.draw import run_draw
 from firewall_ray.relabel.references import run_references
 from firewall_ray.relabel.stores import RoundStore
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks import get_task
 from firewall_ray.tasks.base import prompt_id
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny_router import CAUSAL, SCRATCH, fill_folder, make_card
 
-from firewall_ray.artifacts import ArtifactStore
-from firewall_ray.config import RouterConfig
+from firewall_ray.config.run import RouterConfig
 from firewall_ray.errors import ModelError
 from firewall_ray.router.card import CARD_FILE, load_card, parse_card
 from firewall_ray.router.predict import RouterPredictor
+from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE
 from firewall_ray.tasks.tiny_world import draw_unique
 

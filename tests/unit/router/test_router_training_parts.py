@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from firewall_ray.config import RouterConfig
+from firewall_ray.config.run import RouterConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.router.engine import deepspeed_config, learning_rate_scale, parameter_groups
 from firewall_ray.router.loop import Progress
 from firewall_ray.router.telemetry import RowsDone
-from firewall_ray.router.train import NOT_THE_RESULT, for_workers, same_result
 from firewall_ray.router.validation import bce, sigmoid
+from firewall_ray.stages.train_router import NOT_THE_RESULT, for_workers, same_result
 
 FLOATS = st.floats(-30, 30)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from firewall_ray.cluster.needs import training_need
-from firewall_ray.config import RouterConfig
+from firewall_ray.config.run import RouterConfig
 from firewall_ray.router import waits
 
 ROUTER = RouterConfig(num_workers=2, accelerator_type="A100")

@@ -10,9 +10,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs as pafs
 
-from firewall_ray.artifacts import Dataset
 from firewall_ray.errors import ArtifactError
 from firewall_ray.store import parts
+from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_ids, parts_of, recover
 
 SCHEMA = pa.schema([pa.field("query_id", pa.string(), nullable=False), pa.field("error", pa.string())])

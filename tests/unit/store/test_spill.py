@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from firewall_ray.errors import StorageFailure
-from firewall_ray.spill import LocalRows, Spill, spill_folder
+from firewall_ray.store.joins import LocalRows, Spill, spill_folder
 
 SCHEMA = pa.schema([("query_id", pa.string())])
 

@@ -1,0 +1,209 @@
+"""What every job shares: the flags, logs on stderr, errors turned into exit codes, one JSON line last on stdout.
+
+Runs in the driver. A job is `jobs/<verb>.py`: it reads the config, joins Ray where the stage needs it, calls one stage
+function and prints its result. Exit codes: 0 done, 2 the caller's fault (UserError), 1 ours (anything else), 130 Ctrl-C.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from firewall_ray.config.run import RayConfig, RunConfig, load_config
+from firewall_ray.errors import FirewallRayError, SystemFailure, UserError
+from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.leases import WHOLE_ROOT, lease
+
+ConfigOption = Annotated[str, typer.Option("--config", help="YAML file of the run; examples in jobs/configs/.")]
+RootOption = Annotated[str | None, typer.Option("--root", help="Artifact folder or URI; above the config's own.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one value: key.path=value. Repeatable.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N queries, for a quick try.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Do it again although it is finished. Deletes what is there.")]
+RetryErrorsOption = Annotated[
+    bool, typer.Option("--retry-errors", help="Make the rows that have an error again, and no others; also of a finished dataset.")
+]
+
+# Two engines and the small actors of two Ray Data pipelines each reserve a CPU; on fewer a job would wait for ever.
+MIN_LOCAL_CPUS = 8
+
+WORKER_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+
+StageResult = dict[str, Any]
+console = Console(stderr=True)
+logger = logging.getLogger("firewall_ray")
+
+
+class JobContext:
+    """What a job's body needs: the resolved config, the store, and a place for its result."""
+
+    def __init__(self, config: RunConfig, store: ArtifactStore) -> None:
+        self.config = config
+        self.store = store
+        self.results: list[StageResult] = []
+
+    def report(self, result: StageResult) -> None:
+        """Keep a stage's result for the closing JSON line and log it."""
+        self.results.append(result)
+        logger.info("%s: %s", result["stage"], summary(result))
+
+
+def summary(result: StageResult) -> str:
+    """One readable line of a stage's result.
+
+    >>> summary({"stage": "label", "action": "run", "labels": 1500})
+    'action run, labels 1,500'
+    """
+    facts = [f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in result.items() if key != "stage"]
+    return ", ".join(facts)
+
+
+@contextmanager
+def job(
+    verb: str,
+    config_path: str,
+    root: str | None,
+    overrides: list[str] | None,
+    *,
+    needs_ray: bool,
+    reads: Sequence[str] = (),
+    writes: Sequence[str] = (WHOLE_ROOT,),
+) -> Iterator[JobContext]:
+    """Wraps a job's body. On the way out prints the JSON line, or the error, and exits with the right code.
+
+    reads, writes: folders under ROOT that the body uses, see `leases.lease`: another job that writes them, or uses those that
+    this one writes, is waited for.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", datefmt="[%X]", handlers=[RichHandler(console=console, show_path=False)]
+    )
+    started = time.monotonic()
+    with exit_codes(verb):
+        # Whatever anybody prints, Ray's workers included, goes to stderr: stdout is for the JSON line.
+        with redirect_stdout(sys.stderr), ExitStack() as stack:
+            config = load_config(config_path, overrides or (), root)
+            store = ArtifactStore(config.root)
+            store.check_writable()
+            _warn_of_throwaway_root(config.root)
+            if reads or writes:
+                ray_job = submitted_job().get("metadata", {}).get("job_submission_id")
+                stack.enter_context(lease(store, verb, reads=reads, writes=writes, ray_job=ray_job))
+            if needs_ray:
+                stack.enter_context(connected(config.ray))
+            context = JobContext(config, store)
+            yield context
+    elapsed_s = round(time.monotonic() - started, 2)
+    print(
+        json.dumps({"job": verb, "root": config.root, "elapsed_s": elapsed_s, "stages": context.results}, default=str), flush=True
+    )
+
+
+@contextmanager
+def exit_codes(verb: str) -> Iterator[None]:
+    """Turns errors into one message on stderr and SystemExit with the code that says whose fault it is."""
+    try:
+        yield
+    except FirewallRayError as e:
+        console.print(f"{verb} failed: {e}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2 if isinstance(e, UserError) else 1) from e
+    except KeyboardInterrupt:
+        console.print(f"{verb} interrupted; run the same command again to go on.", style="bold red")
+        raise SystemExit(130) from None
+
+
+def run(main: Callable[..., None]) -> None:
+    """A job's `main` as a command, see `typer.run`.
+
+    After a failure or a signal the process ends without the interpreter's clean-up: what a stopped Ray Data pipeline leaves behind,
+    threads in Ray's C++ code, makes its garbage collection crash, SIGABRT where the exit code should say 143. All that matters is
+    closed by then: the lease, Ray, the files.
+    """
+    try:
+        typer.run(main)
+    except SystemExit as e:
+        if not isinstance(e.code, int) or e.code == 0 or "ray" not in sys.modules:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(e.code)
+
+
+def submitted_job() -> dict[str, Any]:
+    """What Ray told this process about the submitted job that it is: `runtime_env`, `metadata`. Empty for any other process."""
+    found: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return found
+
+
+@contextmanager
+def connected(config: RayConfig) -> Iterator[None]:
+    """Joins the cluster that the job was submitted to, or starts a local Ray, and leaves it; keeps a connection that is there."""
+    import ray  # Seconds to import; the jobs that need no Ray start without it.
+
+    if ray.is_initialized():
+        yield
+        return
+    # Never by accident into a Ray that somebody else started on this machine: that takes ray.address: auto.
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    # Workers' output stays in Ray's logs and dashboard; what a person should see comes through `progress.watch`.
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # A submitted job's own env_vars are in this process' environment already, and Ray refuses to be told them twice.
+    env_vars = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in os.environ}
+    if address == "local":
+        os.environ.update(env_vars)  # inherited; a runtime_env would make Ray start every worker a second time
+        options["num_cpus"] = config.num_cpus or max(os.cpu_count() or 1, MIN_LOCAL_CPUS)
+        options["include_dashboard"] = config.dashboard
+        if config.object_store_memory_gib is not None:
+            options["object_store_memory"] = int(config.object_store_memory_gib * 2**30)
+    else:
+        options["runtime_env"] = {"env_vars": env_vars}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        context = ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        raise SystemFailure(f"Cannot join Ray at {address} (ray.address, else RAY_ADDRESS, else a local one): {e}") from e
+    # Ray's own handler, put in place by init, exits with 15; `lease` has one that exits as a shell expects of SIGTERM, with 143.
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
+    _quieten_ray_data()
+    if address == "local" and context.dashboard_url:
+        logger.info("Ray dashboard: http://%s", context.dashboard_url)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quieten_ray_data() -> None:
+    """Stages show their own progress; Ray Data's bars and its line for every dataset would drown it."""
+    from ray.data import DataContext
+
+    # Ray 2.60 announces named parameters for what map_batches hands to actors, but has none for concurrency and restarts.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args. is deprecated")
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says once that the bars are off
+
+
+def _warn_of_throwaway_root(root: str) -> None:
+    in_package_copy = "/runtime_resources/working_dir_files/" in os.getcwd()
+    if in_package_copy and "://" not in root and not os.path.isabs(root):
+        logger.warning(
+            "ROOT %r is relative, and a submitted job runs in a copy of the working directory that Ray deletes later. "
+            "Pass --root with an absolute path or a URI.",
+            root,
+        )

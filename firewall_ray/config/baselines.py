@@ -1,0 +1,125 @@
+"""The config's section `baselines`: which ones jobs/baselines.py makes, and the models that they read queries and answers with."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from firewall_ray.config.base import ActorsConfig, Positive, Strict
+from firewall_ray.config.http import BaseUrl, KeyVariable
+
+HybridDesign = Literal["hybrid_llm_det", "hybrid_llm_prob", "hybrid_llm_trans"]
+BaselineName = Literal["margin_sampling", "knn", "routellm_mf", HybridDesign]
+
+
+class OpenAIEmbeddingConfig(Strict):
+    """An OpenAI-compatible /v1/embeddings."""
+
+    base_url: BaseUrl = Field("https://api.openai.com/v1", description="Up to and including /v1.")
+    model: str = Field("text-embedding-3-small", description="The id that the server knows it by. RouteLLM's is the default.")
+    api_key_env: KeyVariable | None = Field(
+        "OPENAI_API_KEY", description="Name of the environment variable with the key. None: no key."
+    )
+    timeout_s: float = Field(120, gt=0, description="Of one request of `batch_size` prompts.")
+
+
+class EmbeddingConfig(ActorsConfig):
+    """What turns a prompt into a vector, for knn and routellm_mf."""
+
+    sentence_transformer: str | None = Field(
+        None,
+        description="Hub id or folder of a sentence-transformers model, such as sentence-transformers/all-MiniLM-L6-v2; needs "
+        "that package. None: the last hidden states of the pair's weak model, averaged over the prompt's tokens.",
+    )
+    openai: OpenAIEmbeddingConfig | None = Field(None, description="An embeddings API instead; RouteLLM's weights want one.")
+    max_length: Positive = Field(
+        512, description="Tokens of a prompt that hidden states are read of. The other sources have their own."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "EmbeddingConfig":
+        if self.openai is not None and self.sentence_transformer is not None:
+            raise ValueError("`openai` and `sentence_transformer` are both set; keep one")
+        return self
+
+
+class KnnConfig(Strict):
+    num_neighbours: list[Positive] = Field(
+        [5, 10, 20, 40, 80], min_length=1, description="k to choose from; the one with the lowest validation error is kept."
+    )
+
+
+class RoutellmMfConfig(Strict):
+    """RouteLLM's own training settings, from its train_matrix_factorization.py; or its weights."""
+
+    weights: str | None = Field(
+        None,
+        description="RouteLLM's published weights instead of training: the hub id routellm/mf_gpt4_augmented, or its folder. They "
+        "were trained on text-embedding-3-small, so baselines.embedding.openai must be set. None: trained on this run's outcomes.",
+    )
+    published_strong: int = Field(24, ge=0, description="With weights: which of their 64 models is strong. 24: gpt-4-1106-preview.")
+    published_weak: int = Field(36, ge=0, description="And which is weak. 36: mixtral-8x7b-instruct-v0.1, RouteLLM's own pair.")
+    dim: Positive = Field(128, description="Of the models' vectors, and of the projected query.")
+    epochs: Positive = Field(100, description="The epoch with the lowest validation loss is kept.")
+    batch_size: Positive = 64
+    learning_rate: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    noise: float = Field(
+        0.05, ge=0, description="Standard deviation of the noise on each number of a query's embedding while training."
+    )
+    seed: int = 0
+
+
+class BartScoreConfig(ActorsConfig):
+    """The quality of a response for Hybrid LLM: BARTScore (Yuan et al. 2021)."""
+
+    path: str | None = Field(
+        "facebook/bart-large-cnn",
+        description="Hub id or folder of a BART. None: a small one, trained from scratch on the responses of the train split.",
+    )
+    tokenizer: str | None = Field(None, description="Hub id or folder. None: the BART's own.")
+    max_length: Positive = Field(1_024, description="Tokens of a response or reference that are read.")
+    max_references: Positive = Field(
+        4, description="References of a query that a response is compared with; the nearest counts. Costs as many passes."
+    )
+    hidden_size: Positive = Field(64, description="From scratch only (path: null), like the five below.")
+    num_layers: Positive = 1
+    num_heads: Positive = 4
+    epochs: Positive = 3
+    learning_rate: float = Field(3e-3, gt=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _scratch_is_complete(self) -> "BartScoreConfig":
+        if self.path is None and self.tokenizer is None:
+            raise ValueError("path: null trains a BART from scratch, and then `tokenizer` must name a tokenizer")
+        if self.path is None and self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class BaselinesConfig(Strict):
+    names: list[BaselineName] = Field(
+        ["margin_sampling", "knn", "routellm_mf", "hybrid_llm_det", "hybrid_llm_prob", "hybrid_llm_trans"],
+        min_length=1,
+        description="Each writes scores/<name>/. Those of Hybrid LLM train a router each, with the settings in `router`.",
+    )
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    knn: KnnConfig = KnnConfig()
+    routellm_mf: RoutellmMfConfig = RoutellmMfConfig()
+    bart_score: BartScoreConfig = BartScoreConfig()
+
+    @model_validator(mode="after")
+    def _published_weights_have_their_embedding(self) -> "BaselinesConfig":
+        if self.routellm_mf.weights is not None and self.embedding.openai is None:
+            raise ValueError(
+                "routellm_mf.weights were trained on text-embedding-3-small; set embedding.openai to {} (with OPENAI_API_KEY), "
+                "or leave routellm_mf.weights out, and it is trained on this run's outcomes"
+            )
+        return self
+
+    @field_validator("names")
+    @classmethod
+    def _each_once(cls, names: list[BaselineName]) -> list[BaselineName]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"a baseline comes twice in {names}")
+        return names

@@ -1,0 +1,89 @@
+"""The config's section `paper`: what jobs/paper.py compares, and what its cost plan reckons with."""
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from firewall_ray.config.base import BackboneConfig, LabelDesign, Name, PairConfig, Positive, Strict
+
+
+class BackboneVariant(Strict):
+    """Another backbone for the routers of Table 4. What is None is as in the section `router`."""
+
+    backbone: BackboneConfig = Field(description="A causal LM gets a classification head that reads the prompt's last token.")
+    learning_rate: float | None = Field(None, gt=0, description="Pretrained models want a smaller one than fresh ones.")
+    max_length: Positive | None = Field(None, description="Tokens; at most what the backbone reads.")
+    batch_size: Positive | None = Field(None, description="Over all workers. Larger models need smaller ones.")
+
+    def changes(self) -> dict[str, Any]:
+        """The fields of `router` that differ, as objects for `model_copy`."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+# The cost plan -------------------------------------------------------------------------------------------------------
+
+
+class WorkloadConfig(Strict):
+    """What is known of a task before anything is sampled. Counts of queries/ and of samples/ replace it once they are there."""
+
+    num_train: int = Field(ge=0, description="Queries that routers are trained on.")
+    num_other: int = Field(ge=0, description="Queries of validation and test together.")
+    prompt_tokens: float = Field(gt=0, description="Mean of a prompt. Measure: the tokenizer over a hundred questions.")
+    completion_tokens: float = Field(gt=0, description="Mean of a sampled completion. Measure: jobs/sample.py --limit 100.")
+
+
+class ThroughputConfig(Strict):
+    """Of one engine, all its GPUs together. A finished samples/<model> replaces it by what was measured there."""
+
+    prompt_tokens_per_s: float = Field(gt=0, description="Prefill.")
+    generated_tokens_per_s: float = Field(gt=0, description="Decoding, with as many sequences as `max_num_seqs` at once.")
+
+
+class ShapeConfig(Strict):
+    """A Llama-like decoder's config.json, for a model whose files are not on this machine; the same names."""
+
+    hidden_size: Positive
+    intermediate_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
+    vocab_size: Positive
+    tie_word_embeddings: bool = False
+
+
+class PlanConfig(Strict):
+    """What `jobs/paper.py --plan` cannot know by itself."""
+
+    workload: dict[Name, WorkloadConfig] = Field({}, description="By task.")
+    throughput: dict[Name, ThroughputConfig] = Field({}, description="By key in `models`.")
+    shapes: dict[Name, ShapeConfig] = Field({}, description="By key in `models`. Not needed for folders on this machine.")
+    training_queries_per_s: float | None = Field(
+        None, gt=0, description="Of one training worker. None: as finished routers had it."
+    )
+    scoring_queries_per_s: float | None = Field(None, gt=0, description="Of one scoring actor and router. None: left out.")
+    gpu_memory_gb: float = Field(80, gt=0, description="Of one GPU, in 10^9 bytes.")
+
+
+# The section ---------------------------------------------------------------------------------------------------------
+
+
+class PaperConfig(Strict):
+    routers: list[Name] = Field(
+        ["soft_block", "hard_block"],
+        min_length=1,
+        description="Ours in Table 1. The other label designs are Table 3's; whatever else lies under scores/ is a baseline.",
+    )
+    pairs: list[PairConfig] = Field([], description="Table 2: pairs that the routers of `pair` are evaluated on, not retrained.")
+    backbones: dict[Name, BackboneVariant] = Field({}, description="Table 4: other backbones, by the name in the table.")
+    backbone_designs: list[LabelDesign] = Field(
+        ["soft_block", "hard_block"], description="Table 4: label designs of each backbone."
+    )
+    plan: PlanConfig = PlanConfig()
+
+    @field_validator("pairs")
+    @classmethod
+    def _two_models(cls, pairs: list[PairConfig]) -> list[PairConfig]:
+        for pair in pairs:
+            if pair.weak == pair.strong:
+                raise ValueError(f"a pair is {pair.weak!r} twice; name two models")
+        return pairs

@@ -1,0 +1,115 @@
+"""The `serving` section of the run's configuration: how requests are routed, limited, watched and recorded."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from firewall_ray.config.base import HIDDEN, LabelDesign, Name, NodeGroupConfig, Positive, ReplicasConfig, Strict
+
+Route = Literal["weak", "strong"]
+
+
+class ApiKeyConfig(Strict):
+    name: Name = Field(description="Who holds the key; appears in metrics and in the decision log. The key itself never does.")
+    sha256: Annotated[str, HIDDEN] = Field(
+        pattern=r"^[0-9a-f]{64}$", description="Hash of the key, from: python -m serve_app.api_keys NAME"
+    )
+
+
+class BudgetControlConfig(Strict):
+    """Holds the realised strong fraction of live traffic at the target when traffic differs from the calibration set."""
+
+    window: int = Field(
+        1_000,
+        ge=200,
+        description="Decisions in a row, of one router replica, over which the fraction is within 2 points of the target. Shorter "
+        "follows faster; longer keeps closer to the router's ranking.",
+    )
+
+
+class DecisionLogConfig(Strict):
+    """One row a routed request under ROOT/decisions/, with the columns that the offline jobs read as scores."""
+
+    keep_text: bool = Field(False, description="Write what the router read beside its hash. Prompts are personal data.")
+    rows_per_file: Positive = Field(10_000, description="A file is finished after so many rows,")
+    seconds_per_file: float = Field(60, gt=0, description="or after this long. A killed replica loses at most that much.")
+
+
+class PriceConfig(Strict):
+    """US dollars per million tokens: a bought model's list price, or what your GPUs cost divided by their throughput."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Of one answer.
+
+        >>> PriceConfig(prompt=2.0, completion=8.0).cost_usd(1_000, 500)
+        0.006
+        """
+        return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6
+
+
+class ServingConfig(NodeGroupConfig):
+    """The serving application; the router runs on the device and CPUs of `scoring`, the models as `models` says."""
+
+    # Routing
+    router: LabelDesign | None = Field(None, description="The design whose router decides. None: the first of router.designs.")
+    strong_fraction: float = Field(
+        0.3, ge=0, le=1, description="Share of the traffic for the model `firewall` that goes strong: what your budget allows."
+    )
+    chat_text: Literal["last_user", "conversation"] = Field(
+        "last_user",
+        description="What the router reads of a chat. last_user: the last user text in the template it was trained with; "
+        "conversation: all texts, for a router trained on such.",
+    )
+    sticky: bool = Field(
+        False, description="A conversation keeps the model of its first turn, and with it the model's KV cache of what was said."
+    )
+    shadow: Route | None = Field(None, description="All traffic for the router goes to this model; decisions are only recorded.")
+    budget_control: BudgetControlConfig | None = Field(None, description="None: thresholds stay as calibrated.")
+
+    # When things break
+    fail_open: Route = Field(
+        "weak", description="Who answers when the router cannot. A strong model sized for its share could not take all traffic."
+    )
+    router_timeout_s: float = Field(0.5, gt=0, description="The router's time to decide; later, the request takes fail_open.")
+    fallback: bool = Field(True, description="The other model answers when the chosen one is dead, overloaded or too slow.")
+    first_token_timeout_s: float = Field(60, gt=0, description="A stream's time to its first byte.")
+    answer_timeout_s: float = Field(600, gt=0, description="The time to a whole answer, of a request that does not stream.")
+
+    # Limits
+    max_in_flight: Positive = Field(256, description="Requests that an ingress replica works on; more are refused with a 429.")
+    max_in_flight_per_key: Positive = Field(64, description="Of these, for one API key.")
+    max_body_mib: float = Field(16, gt=0, description="Larger bodies are refused with a 413. Images in a chat are large.")
+    body_timeout_s: float = Field(60, gt=0, description="A body's time to arrive; it holds a place in flight meanwhile.")
+    api_keys: Annotated[Annotated[list[ApiKeyConfig], Field(min_length=1)] | Literal["disabled"] | None, HIDDEN] = Field(
+        None,
+        description="Who may call. `disabled` lets in whoever reaches the port, and must be said in words: None does not serve.",
+    )
+
+    # Size
+    ingress_replicas: ReplicasConfig = Field(ReplicasConfig(), description="Each takes a few hundred requests/s of one CPU.")
+    router_replicas: ReplicasConfig = ReplicasConfig()
+    node_resource: str | None = Field(
+        None,
+        description="Custom resource of the nodes that may serve, such as `on_demand` in ray_cluster.yaml, which spot nodes lack. "
+        "Every replica takes a thousandth of it. None: any node.",
+    )
+
+    # The page at /
+    examples: dict[str, str] = Field(default_factory=dict, description="Questions to click, by what they show.")
+
+    # What is recorded
+    decision_log: DecisionLogConfig | None = Field(None, description="None: nothing is written.")
+    prices: dict[Route, PriceConfig] = Field(
+        default_factory=dict,
+        description="Of both models, for the estimated cost of the strong calls avoided. Empty: calls are only counted.",
+    )
+
+    @model_validator(mode="after")
+    def _prices_of_both_or_none(self) -> "ServingConfig":
+        if len(self.prices) == 1:
+            (priced,) = self.prices
+            raise ValueError(f"prices: only the {priced} model has one; a saving needs both. Give both, or leave prices out.")
+        return self

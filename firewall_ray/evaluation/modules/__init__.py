@@ -1,4 +1,0 @@
-"""The metrics as modules of Hugging Face's `evaluate`: ``evaluate.load("firewall_ray/evaluation/modules/triviaqa.py")``.
-
-Loaded from their files, without a network. They only wrap what the package computes with, and nothing in it imports them.
-"""

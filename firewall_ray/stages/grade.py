@@ -1,0 +1,263 @@
+"""samples/<model>/ and queries/ -> grades/<model>/: is each completion right? One Ray Data job a model.
+
+The driver checks ids and tasks, shares the references and writes what comes back; tasks on the cluster's CPUs read and grade
+blocks of about equal work (`grading_blocks.py`). Finished rows lie in parts, which a killed job goes on with. A row that cannot
+be graded becomes a row with `error`, never a dead job and never a missing row.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from firewall_ray.cli import StageResult
+from firewall_ray.cluster.progress import watch
+from firewall_ray.config.run import RunConfig
+from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure
+from firewall_ray.schemas import GRADES, SAMPLES
+from firewall_ray.stages.grading_blocks import SampleRows, look_over, plan_blocks, read_block
+from firewall_ray.stages.prepare_queries import read_queries, tasks_of
+from firewall_ray.store.dataset import Action, ArtifactStore, Dataset
+from firewall_ray.store.joins import LocalRows, Spill, buckets_of, num_buckets, spill_folder
+from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_rows, recover
+from firewall_ray.tasks import TASKS, Task, get_task, known_tasks
+
+SAMPLE_COLUMNS = ["query_id", "task", "texts", "greedy_text", "error"]
+QUERY_COLUMNS = ["query_id", "task", "reference"]
+MAX_ERROR_CHARS = 500  # a grader's exception may quote the whole completion
+
+Options = Mapping[str, Mapping[str, Any]]  # task -> the config's section grading.<task>
+
+logger = logging.getLogger("firewall_ray")
+
+
+def run_grading(
+    config: RunConfig,
+    store: ArtifactStore,
+    *,
+    models: Sequence[str] | None = None,
+    limit: int | None = None,
+    force: bool = False,
+    retry_errors: bool = False,
+) -> list[StageResult]:
+    """Grade the samples of `models`, or of the pair as far as they are there. One result a model.
+
+    With `limit` only those of the first queries. A killed job goes on where it stopped; samples that were added since, or made
+    again because of an error, are graded and the others keep their verdicts. retry_errors: also grades with an error of their own.
+
+    Raises ConfigError for an unknown model key, TaskError for a task that does not exist, ArtifactMissing, and ArtifactError
+    for query_ids that come twice.
+    """
+    keys = list(dict.fromkeys(models or _sampled_of_pair(config, store)))
+    for key in keys:
+        if key not in config.models:
+            raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")
+    inputs = {key: store.samples(key).require(SAMPLE_COLUMNS) for key in keys}
+    queries = read_queries(store, limit)
+    tasks = known_tasks(config.queries.custom_tasks())
+    options = _options(config, queries, tasks)
+    results = []
+    for key, samples in inputs.items():
+        grades = store.grades(key)
+        settings = {
+            "inputs": [store.queries().identity(), samples.identity()],
+            "samples_origin": samples.origin(),
+            "grading": options,
+            "limit": limit,
+        }
+        action = _plan(grades, settings, force=force, retry_errors=retry_errors)
+        if action != "skip":
+            rows = look_over(samples, queries, tasks, only_known=limit is not None)
+            _begin(grades, settings, resumes=action == "resume")
+            _grade_rows(samples, rows, grades, key, queries, options, tasks, config.grading.batch_size)
+            compact(grades)
+            check_whole(grades, len(rows.ids), rows.ids.column("query_id"))
+            grades.finish(config.model_dump(mode="json"), _count(grades, rows.num_without))
+        counts = grades.manifest()["counts"]
+        if counts["errors"]:
+            logger.warning("grade: %s of %s rows of %s have an error", f"{counts['errors']:,}", f"{counts['rows']:,}", key)
+        results.append({"stage": "grade", "model": key, "action": action, "path": grades.path, **counts})
+    return results
+
+
+def _plan(grades: Dataset, settings: Mapping[str, Any], *, force: bool, retry_errors: bool) -> Action:
+    """Verdicts stay true while queries, rules and samples are the same; where samples were only added to, the old ones do."""
+
+    def reusable(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+        (queries, _), (queries_now, _) = recorded["inputs"], wanted["inputs"]
+        return {**recorded, "inputs": queries} == {**wanted, "inputs": queries_now}
+
+    action = grades.plan(settings, force=force, reusable=reusable)
+    if action != "skip":
+        return action
+    has_new_samples = (grades.settings() or {})["inputs"] != settings["inputs"]
+    return "resume" if has_new_samples or (retry_errors and grades.manifest()["counts"]["errors"]) else "skip"
+
+
+def _begin(grades: Dataset, settings: Mapping[str, Any], *, resumes: bool) -> None:
+    if resumes:
+        recover(grades)
+        if (grades.settings() or {})["inputs"] != settings["inputs"]:
+            # Errors among the parts of a killed run stand for done (see `missing_ids`), but their samples may have been made again.
+            compact(grades)
+    grades.begin(settings, keep_files=resumes)
+
+
+def _sampled_of_pair(config: RunConfig, store: ArtifactStore) -> list[str]:
+    """The pair's models that have samples; both where none has any, so that the message says what to run."""
+    pair = [config.pair.weak, config.pair.strong]
+    there = [key for key in pair if store.samples(key).state() != "missing"]
+    for key in set(pair) - set(there or pair):
+        logger.warning("grade: no samples of %s at %s; grading the other model", key, store.samples(key).path)
+    return there or pair
+
+
+def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options, tasks: Mapping[str, Task] = TASKS) -> pa.Table:
+    """Rows of `schemas.SAMPLES` (SAMPLE_COLUMNS are enough) -> rows of `schemas.GRADES`, one for one. Runs in a worker.
+
+    queries: query_id, task and reference of every query. tasks: by name, see `known_tasks`.
+    """
+    query_rows = queries.take(pc.index_in(batch["query_id"], queries["query_id"]))
+    rows = []
+    for sample, query in zip(batch.to_pylist(), query_rows.to_pylist(), strict=True):
+        row = {"query_id": sample["query_id"], "task": sample["task"], "model": model}
+        error = sample["error"] or _mismatch(sample, query)
+        if error is None:
+            try:
+                row |= _grade(get_task(sample["task"], tasks), sample, query["reference"], options)
+            except SystemFailure:  # No row's fault: where one program cannot be run, none can.
+                raise
+            except Exception as e:  # A grader's bug, or a reference that lacks a field: this row's loss, not the job's.
+                error = f"the grader of {sample['task']} failed: {type(e).__name__}: {e}"[:MAX_ERROR_CHARS]
+        rows.append({**row, "error": error})
+    return pa.Table.from_pylist(rows, schema=GRADES)
+
+
+def share(queries: LocalRows) -> list[ray.ObjectRef]:
+    """QUERY_COLUMNS for all workers: a table a bucket (see `store/joins.py`), sorted by query_id, in Ray's object store."""
+    count = num_buckets(len(queries))
+    schema = pa.schema([queries.schema.field(name) for name in QUERY_COLUMNS])
+    with spill_folder() as folder:
+        buckets = Spill(queries.batches(QUERY_COLUMNS), schema, count, folder / "queries")
+        return [ray.put(buckets.bucket(number).sort_by("query_id").combine_chunks()) for number in range(count)]
+
+
+def shared_rows(shared: Sequence[ray.ObjectRef], query_ids: pa.ChunkedArray) -> pa.Table:
+    """Those of the shared rows that have one of the ids, and perhaps a few more. Runs in a worker."""
+    buckets = buckets_of(query_ids, len(shared))
+    numbers = np.unique(buckets)
+    tables = ray.get([shared[number] for number in numbers])
+    near = [rows_near(table, query_ids.filter(pa.array(buckets == n))) for n, table in zip(numbers, tables, strict=True)]
+    return pa.concat_tables(near)
+
+
+def rows_near(queries: pa.Table, query_ids: pa.ChunkedArray) -> pa.Table:
+    """Those rows of `queries`, sorted by query_id, that have one of the ids, and perhaps a few more.
+
+    By binary search: a hash table of all queries for each block of samples would make grading quadratic in their number.
+    """
+    if not len(queries):
+        return queries
+    places = pc.search_sorted(queries["query_id"], query_ids)
+    return queries.take(pc.unique(pc.min_element_wise(places, pa.scalar(len(queries) - 1, pa.uint64()))))
+
+
+def _grade(task: Task, sample: Mapping[str, Any], reference_json: str, options: Options) -> dict[str, Any]:
+    reference, task_options = json.loads(reference_json), options[task.name]
+    # A sure model answers a query in the same words many times over: each text is graded once.
+    texts = dict.fromkeys([*sample["texts"], sample["greedy_text"]])
+    verdicts = {text: task.grade(text, reference, task_options) for text in texts}
+    return {"correct": [verdicts[text] for text in sample["texts"]], "greedy_correct": verdicts[sample["greedy_text"]]}
+
+
+def _mismatch(sample: Mapping[str, Any], query: Mapping[str, Any]) -> str | None:
+    """Why this sample cannot be graded, or None."""
+    if query["query_id"] is None:
+        return "its query is not in queries/"
+    if query["task"] != sample["task"]:
+        return f"its task is {sample['task']!r} in samples/ and {query['task']!r} in queries/"
+    if not sample["texts"] or any(text is None for text in sample["texts"]):
+        return "`texts` is empty or holds a null, and no error says why"
+    if sample["greedy_text"] is None:
+        return "`greedy_text` is null, and no error says why"
+    return None
+
+
+def _grade_rows(
+    samples: Dataset,
+    rows: SampleRows,
+    grades: Dataset,
+    model: str,
+    queries: LocalRows,
+    options: Options,
+    tasks: Mapping[str, Task],
+    batch_rows: int,
+) -> None:
+    """Grades of `rows` as far as `grades` lacks them or has them with an error, into its parts."""
+    is_left = np.zeros(len(rows.costs), dtype=bool)
+    # In files of an unfinished dataset lies what was whole before it was begun again; errors of this run lie in parts and stay.
+    for batch in missing_rows(grades, rows.ids, retry=True):
+        is_left[batch["row"]] = True
+    num_left = int(is_left.sum())
+    if not num_left:
+        return
+    blocks = plan_blocks(samples, np.where(is_left, rows.costs, np.float32(0)), ray.cluster_resources().get("CPU", 1))
+    schema = pa.schema([SAMPLES.field(name) for name in SAMPLE_COLUMNS])
+    source = replace(samples, _known={})  # the footers stay here, each task gets this
+    shared = share(queries)
+
+    def grade_block(block: pa.Table) -> Iterator[pa.Table]:
+        for table in read_block(source, schema, block, batch_rows):
+            graded = grade_batch(table, shared_rows(shared, table["query_id"]), model, options, tasks)
+            progress.add.remote(model, {"rows": len(graded), "errors": len(graded) - graded["error"].null_count})
+            yield graded
+
+    done = {model: len(rows.ids) - num_left}
+    with _worker_errors(f"samples: {samples.path}"), watch("grade", {model: len(rows.ids)}, done) as progress:
+        # One task a block. Its rows come here, since they are small, and lie in storage with the next block or two that come.
+        graded = ray.data.from_arrow(blocks).map_batches(grade_block, batch_size=None, batch_format="pyarrow")
+        graded.context.enable_progress_bars = False  # `watch` shows progress
+        writer = PartsWriter(grades)
+        try:
+            for table in graded.iter_batches(batch_size=None, batch_format="pyarrow"):
+                writer.add(table.cast(GRADES))
+        except SystemExit:  # which is how a lost lease comes (`store/leases.py`): another job may be writing here by now
+            writer.abandon()
+            raise
+        finally:
+            writer.flush()
+
+
+def _options(config: RunConfig, queries: LocalRows, tasks: Mapping[str, Task]) -> Options:
+    sections = config.grading.model_dump(exclude={"batch_size"})
+    sections |= {name: own.model_dump(include={"grader", "sandbox"}) for name, own in config.queries.custom_tasks().items()}
+    return {get_task(name, tasks).name: sections.get(name, {}) for name in sorted(tasks_of(queries))}
+
+
+def _count(grades: Dataset, without_samples: int) -> dict[str, int]:
+    rows = errors = 0
+    for batch in grades.iter_batches(["error"]):
+        rows += batch.num_rows
+        errors += batch.num_rows - batch["error"].null_count
+    return {"rows": rows, "errors": errors, "queries_without_samples": without_samples}
+
+
+@contextmanager
+def _worker_errors(where: str) -> Iterator[None]:
+    """What went wrong in a worker, as the error that the driver would raise for it."""
+    try:
+        yield
+    except ray.exceptions.RayError as e:
+        cause = getattr(e, "cause", None)
+        if isinstance(cause, FirewallRayError):
+            raise cause from e
+        if isinstance(cause, pa.ArrowException | OSError):
+            raise ArtifactError(f"{where} cannot be read to its end: {cause}. Restore the file, or sample again.") from e
+        raise SystemFailure(f"grade: a worker failed on {where}: {e}") from e

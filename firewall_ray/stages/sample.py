@@ -1,0 +1,186 @@
+"""Sampling: `queries/` in, `samples/<model key>/` out, through an actor pool of inference engines for each model.
+
+Runs in the driver; the engines run on actors (see engines/). The models are sampled side by side, so that the weak model does not
+wait for the strong one. Nothing is sampled twice: a killed job goes on where it stopped, and a later job with more queries samples
+only the new ones.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from firewall_ray.cli import StageResult
+from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
+from firewall_ray.cluster.pool import Pool
+from firewall_ray.cluster.workers import error_rows_of
+from firewall_ray.config.run import ModelConfig, RunConfig, VllmModelConfig, model_path
+from firewall_ray.engines.identity import merged, same_samples, sample_settings
+from firewall_ray.engines.openai import OpenAISampler, api_key
+from firewall_ray.engines.placement import engine_resources, release_placement_groups
+from firewall_ray.engines.prompt_length import check_prompt_lengths
+from firewall_ray.engines.room import check_room, engine_need
+from firewall_ray.engines.rows import INPUT_COLUMNS, SamplingSpec, error_row
+from firewall_ray.engines.vllm import VllmSampler
+from firewall_ray.errors import ConfigError
+from firewall_ray.schemas import SAMPLES
+from firewall_ray.stages.prepare_queries import read_queries, tasks_of
+from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.joins import LocalRows
+from firewall_ray.tasks import get_task, known_tasks
+
+logger = logging.getLogger("firewall_ray")
+
+
+def run_sampling(
+    config: RunConfig,
+    store: ArtifactStore,
+    *,
+    models: Sequence[str] | None = None,
+    limit: int | None = None,
+    force: bool = False,
+    retry_errors: bool = False,
+) -> list[StageResult]:
+    """Sample every query with every model of `models` (the pair, when None). One result a model.
+
+    retry_errors: also those whose row has an error, which keep their place until a new row is there.
+
+    Raises ConfigError for an unknown model key or an engine that no node could hold, ModelError for a model that cannot be
+    loaded, TaskError for a prompt that does not fit a model's context, EngineDied when engines keep dying. Rows that were
+    written stay written.
+    """
+    keys = list(models or dict.fromkeys((config.pair.weak, config.pair.strong)))
+    for key in keys:
+        if key not in config.models:
+            raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")
+    queries = read_queries(store, limit)
+    spec = sampling_spec(config, tasks_of(queries))
+    jobs = [SamplingJob(config, store, key, queries, spec, force=force, retry_errors=retry_errors) for key in keys]
+    pending = [job for job in jobs if job.action != "skip"]
+    for job in pending:  # all of them before the first engine starts: what is wrong shows at once
+        job.check()
+    done = {job.key: job.begin() for job in pending}
+    try:
+        run_actor_maps("sample", [job.map for job in pending], done)
+    finally:
+        for job in pending:
+            release_placement_groups(job.key)
+    return [job.result() for job in jobs]
+
+
+def sampling_spec(config: RunConfig, tasks: set[str]) -> SamplingSpec:
+    """The sampling settings with each task's own `stop` and `max_tokens` where the config leaves them open."""
+    sampling, known = config.sampling, known_tasks(config.queries.custom_tasks())
+    return SamplingSpec(
+        num_samples=sampling.num_samples,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        stop={t: tuple(get_task(t, known).stop if sampling.stop is None else sampling.stop) for t in sorted(tasks)},
+        max_tokens={t: sampling.max_tokens or get_task(t, known).max_tokens for t in sorted(tasks)},
+    )
+
+
+class SamplingJob:
+    """One model's part of the job: decide, check, run, count."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        store: ArtifactStore,
+        key: str,
+        queries: LocalRows,
+        spec: SamplingSpec,
+        *,
+        force: bool,
+        retry_errors: bool,
+    ) -> None:
+        self.config = config
+        self.key = key
+        self.model = config.models[key]
+        self.queries = queries
+        self.spec = spec
+        self.samples = store.samples(key)
+        self.settings = sample_settings(self.model, spec)
+        self.map = ActorMap(
+            key=key,
+            output=self.samples,
+            rows=queries,
+            columns=INPUT_COLUMNS,
+            actor=VllmSampler if isinstance(self.model, VllmModelConfig) else OpenAISampler,
+            arguments=self._engine_arguments(),
+            pool=self._pool(),
+            name=f"the engine of model {key!r}",
+            error_rows=error_rows_of(lambda query, error: error_row(query, key, error), SAMPLES),
+            retry_errors=retry_errors,
+            when_whole=self._finish,
+        )
+        self.action = self.samples.plan(self.settings, force=force, costly=True, reusable=same_samples(key, self.samples.path))
+        if self.action == "skip" and self.map.num_missing():
+            self.action = "resume"
+        self._num_to_do = 0
+
+    def check(self) -> None:
+        """What can be known to be wrong before an engine starts."""
+        check_room(self.key, self.model)
+        if isinstance(self.model, VllmModelConfig):
+            check_prompt_lengths(self.key, self.model, self.queries, self.spec)
+        else:
+            api_key(self.key, self.model)
+
+    def begin(self) -> int:
+        """Returns how many queries are done already."""
+        resuming = self.action == "resume"
+        self.samples.begin(merged(self.samples.settings() if resuming else None, self.settings), keep_files=resuming)
+        num_missing = self._num_to_do = self.map.num_missing()
+        words = f"{num_missing:,} of {len(self.queries):,} queries"
+        logger.info("sample: %s with %s (%s)", words, self.key, _engine_words(self.model))
+        return len(self.queries) - num_missing
+
+    def _finish(self) -> None:
+        """As soon as this model's rows are whole, whatever the other one does: grading need not wait for both."""
+        self.samples.finish(self.config.model_dump(mode="json"), self._counts())
+        release_placement_groups(self.key)
+
+    def result(self) -> StageResult:
+        counts = self.samples.manifest()["counts"]
+        return {"stage": "sample", "model": self.key, "action": self.action, "path": self.samples.path, **counts}
+
+    def _engine_arguments(self) -> dict[str, Any]:
+        if isinstance(self.model, VllmModelConfig):
+            config: ModelConfig = self.model.model_copy(update={"path": model_path(self.model.path)})
+            return {"model": self.key, "config": config, "spec": self.spec}
+        return {"model": self.key, "config": self.model, "spec": self.spec, "secret": api_key(self.key, self.model)}
+
+    def _pool(self) -> Pool:
+        sampling, replicas = self.config.sampling, self.model.replicas
+        return Pool(
+            min_size=replicas.min,
+            max_size=replicas.max,
+            batch_rows=sampling.batch_size,
+            batches_in_flight=sampling.num_batches_in_flight,
+            max_restarts=sampling.max_restarts,
+            options=engine_resources(self.key, self.model),
+            need=engine_need(self.key, self.model),
+        )
+
+    def _counts(self) -> dict[str, int]:
+        num_rows = num_errors = num_tokens = 0
+        for batch in self.samples.iter_batches(["num_generated_tokens", "error"]):
+            num_rows += batch.num_rows
+            num_errors += batch.num_rows - batch["error"].null_count
+            num_tokens += pc.sum(pc.list_flatten(batch["num_generated_tokens"])).as_py() or 0
+        if num_errors:
+            logger.warning(
+                "sample: %s of %s rows of %s have an error; --retry-errors makes those anew, and no others",
+                *(f"{num_errors:,}", f"{num_rows:,}", self.key),
+            )
+        return {"num_rows": num_rows, "num_rows_made": self._num_to_do, "num_errors": num_errors, "num_sampled_tokens": num_tokens}
+
+
+def _engine_words(model: ModelConfig) -> str:
+    if isinstance(model, VllmModelConfig):
+        parallel = f", TP {model.tensor_parallel_size}" if model.tensor_parallel_size > 1 else ""
+        return f"vLLM on {model.device}{parallel}, {model.replicas.min} to {model.replicas.max} engines"
+    return f"{model.base_url}"
