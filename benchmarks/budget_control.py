@@ -17,7 +17,8 @@ import numpy as np
 import typer
 
 from firewall_ray.policy import QuantileTable, exact_budget, goes_strong
-from firewall_ray.store.dataset import ArtifactStore, versions
+from firewall_ray.store.dataset import versions
+from firewall_ray.store.layout import ArtifactStore
 from serve_app.routing.budget import BudgetController
 
 TARGETS = (0.2, 0.5, 0.8)

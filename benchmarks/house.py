@@ -36,6 +36,7 @@ FLOORS = (
     ("stages",),
     ("baselines",),
     ("paper", "relabel", "integrations"),
+    ("cli",),
     ("serve_app",),
     ("jobs",),
 )

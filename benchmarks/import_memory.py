@@ -24,7 +24,7 @@ import typer
 
 from firewall_ray.config.run import RunConfig
 from firewall_ray.stages.import_outcomes import run_import
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.outcome_rows import read_outcomes
 
 WORDS = 40  # About 250 characters a question, as in GSM8K.

@@ -24,7 +24,7 @@ import typer
 
 from firewall_ray.config.run import RunConfig
 from firewall_ray.stages.label import GRADE_COLUMNS, QUERY_COLUMNS, run_labeling
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 CHUNK_ROWS = 16_384
 WORDS = 40  # About 250 characters a prompt, as in GSM8K.

@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 
 from firewall_ray import policy
 from firewall_ray.baselines.trivial import oracle_p_weak
-from firewall_ray.cli import connected
+from firewall_ray.cluster.connect import connected
 from firewall_ray.config.run import RunConfig
 from firewall_ray.evaluation.intervals import bootstrap_curves, paired_bootstrap, percentile_interval
 from firewall_ray.evaluation.metrics import curve_apgr, performance_curve
@@ -39,7 +39,8 @@ from firewall_ray.stages.import_outcomes import run_import
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.score import run_scoring
 from firewall_ray.stages.train_router import run_training
-from firewall_ray.store.dataset import ArtifactStore, versions
+from firewall_ray.store.dataset import versions
+from firewall_ray.store.layout import ArtifactStore
 
 CASES: dict[str, dict[str, Any]] = {
     "gsm8k, Mixtral-8x7B against GPT-4": {

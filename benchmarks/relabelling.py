@@ -17,7 +17,7 @@ import typer
 
 from firewall_ray.schemas import DECISIONS
 from firewall_ray.stages.prepare_queries import read_queries
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 
 LEFT_OUT = ("fact", "postal_code")  # skills of tiny_world

@@ -27,7 +27,7 @@ from ray.train.torch import TorchTrainer
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
-from firewall_ray.cli import connected
+from firewall_ray.cluster.connect import connected
 from firewall_ray.cluster.progress import ProgressCounter
 from firewall_ray.config.run import load_config
 from firewall_ray.router.data import FixedShards, pad_rows
@@ -37,7 +37,8 @@ from firewall_ray.router.model import build_model
 from firewall_ray.router.telemetry import TrainingMonitor
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
 from firewall_ray.stages.train_router import datasets, for_workers
-from firewall_ray.store.dataset import ArtifactStore, versions
+from firewall_ray.store.dataset import versions
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.tiny_world import TinyWorld
 
 DESIGN = "soft_block"

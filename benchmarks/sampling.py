@@ -20,13 +20,14 @@ from typing import Annotated, Any
 import pyarrow.parquet as pq
 import typer
 
-from firewall_ray.cli import connected
+from firewall_ray.cluster.connect import connected
 from firewall_ray.config.run import RunConfig, VllmModelConfig, load_config
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.engines.vllm import engine_args
 from firewall_ray.stages.prepare_queries import run_prepare_queries
 from firewall_ray.stages.sample import run_sampling
-from firewall_ray.store.dataset import ArtifactStore, versions
+from firewall_ray.store.dataset import versions
+from firewall_ray.store.layout import ArtifactStore
 
 WARM_UP_PROMPTS = 64
 

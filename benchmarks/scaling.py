@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from slow_s3 import SlowS3, running
 
-from firewall_ray.cli import connected
+from firewall_ray.cluster.connect import connected
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.evaluation.plots import PALETTE, STYLE, WEAK, png
 from firewall_ray.schemas import QUERIES, SAMPLES
@@ -50,7 +50,8 @@ from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.prepare_queries import run_prepare_queries
 from firewall_ray.stages.sample import run_sampling
 from firewall_ray.stages.score import scored_batches
-from firewall_ray.store.dataset import ArtifactStore, versions
+from firewall_ray.store.dataset import versions
+from firewall_ray.store.layout import ArtifactStore
 
 QUICKSTART = "jobs/configs/quickstart.yaml"
 CHUNK_ROWS = 50_000

@@ -19,7 +19,8 @@ from rich.table import Table
 
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.stages.prepare_queries import read_queries
-from firewall_ray.store.dataset import ArtifactStore, versions
+from firewall_ray.store.dataset import versions
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import get_task, known_tasks
 
 NUM_BOOTSTRAP = 1_000

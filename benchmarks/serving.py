@@ -26,9 +26,10 @@ from http_load import Load, Measured, ceiling, load_process, run_load
 from rich.console import Console
 from rich.table import Table
 
-from firewall_ray.cli import connected
+from firewall_ray.cluster.connect import connected
 from firewall_ray.config.run import RunConfig, VllmModelConfig, load_config
-from firewall_ray.store.dataset import ArtifactStore, versions
+from firewall_ray.store.dataset import versions
+from firewall_ray.store.layout import ArtifactStore
 from serve_app import serve_settings
 
 MAX_TOKENS = 8

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.cli import ConfigOption, LimitOption, RootOption, SetOption, console, job, run
+from firewall_ray.cli import ConfigOption, LimitOption, RootOption, SetOption, job, run
+from firewall_ray.cluster.display import console
 from firewall_ray.cluster.needs import check_cluster
 from firewall_ray.paper.artifact import load_claims, run_paper
 from firewall_ray.paper.plan import make_plan

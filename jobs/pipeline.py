@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, StageResult, console, job, run
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, StageResult, job, run
+from firewall_ray.cluster.display import console
 from firewall_ray.cluster.needs import check_cluster
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError
@@ -17,7 +18,7 @@ from firewall_ray.stages.report import load_report, run_report
 from firewall_ray.stages.sample import run_sampling
 from firewall_ray.stages.score import run_scoring
 from firewall_ray.stages.train_router import run_training
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 Stage = Callable[..., StageResult | list[StageResult]]
 STAGES: dict[str, Stage] = {

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.cli import ConfigOption, RootOption, SetOption, console, job, run
+from firewall_ray.cli import ConfigOption, RootOption, SetOption, job, run
+from firewall_ray.cluster.display import console
 from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.relabel.comparison import SERVE_FILE, load_comparison, verdict
 from firewall_ray.relabel.run import run_relabel

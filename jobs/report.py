@@ -1,6 +1,7 @@
 """Labels and scores -> report/: metrics with intervals, figures, and a page to read them on."""
 
-from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, console, job, run
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
+from firewall_ray.cluster.display import console
 from firewall_ray.evaluation.table import print_table
 from firewall_ray.stages.report import load_report, run_report
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, console, exit_codes
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, exit_codes
+from firewall_ray.cluster.display import console
 from firewall_ray.config.run import load_config
 from firewall_ray.config.strict_yaml import load_yaml
 from firewall_ray.errors import ConfigError, SystemFailure

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.cli import ConfigOption, RootOption, SetOption, console, job
+from firewall_ray.cli import ConfigOption, RootOption, SetOption, job
+from firewall_ray.cluster.display import console
 from serve_app import serve_settings
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to bind. 0.0.0.0 opens it to the network: see serving.api_keys.")]

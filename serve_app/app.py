@@ -14,7 +14,7 @@ from firewall_ray.config.run import OpenAIModelConfig, RunConfig, load_config
 from firewall_ray.config.serving import Route
 from firewall_ray.errors import ConfigError
 from firewall_ray.router.card import load_card
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from serve_app.http.ingress import Ingress
 from serve_app.models.deployment import llm_config
 from serve_app.models.replica import ModelServer

@@ -15,13 +15,15 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from firewall_ray.cli import ConfigOption, RootOption, SetOption, console, job, submitted_job
+from firewall_ray.cli import ConfigOption, RootOption, SetOption, job
+from firewall_ray.cluster.connect import submitted_job
+from firewall_ray.cluster.display import console
 from firewall_ray.config.run import RunConfig
 from firewall_ray.config.serve_file import DEPLOYMENT, IMPORT_PATH, applications
 from firewall_ray.config.strict_yaml import load_yaml
 from firewall_ray.errors import ConfigError, SystemFailure
 from firewall_ray.router.card import load_card
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from serve_app.__main__ import curl_line
 
 ServeConfigOption = Annotated[str, typer.Option("--serve-config", help="Ray Serve's config file with the application.")]

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from firewall_ray.config.run import RunConfig
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.layout import ArtifactStore
 
 Rows = Sequence[Mapping[str, Any]]
 

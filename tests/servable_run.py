@@ -14,7 +14,7 @@ from firewall_ray.policy import QuantileTable
 from firewall_ray.router.card import CARD_FILE
 from firewall_ray.router.predict import RouterPredictor
 from firewall_ray.stages.prepare_queries import run_prepare_queries
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 MODEL: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_num_seqs": 4, "engine_kwargs": {"enforce_eager": True}}
 ROUTER = "soft_block"

@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import make_query
 from firewall_ray.tasks.tiny_world import draw_unique
 

@@ -8,7 +8,7 @@ from firewall_ray.config.run import BackboneConfig, RouterConfig
 from firewall_ray.policy import QuantileTable
 from firewall_ray.router.card import CARD_FILE, EpochMetrics, Interval, ModelOfPair, RouterCard
 from firewall_ray.router.model import build_model, load_tokenizer
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE
 
 SCRATCH = BackboneConfig(path=None, tokenizer="quickstart/models/weak", hidden_size=32, num_layers=2, intermediate_size=32)

@@ -24,8 +24,9 @@ from firewall_ray.config.run import RunConfig, VllmModelConfig, model_path
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
 from firewall_ray.schemas import EMBEDDINGS
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.joins import LocalRows
+from firewall_ray.store.layout import ArtifactStore
 
 
 def embedding_name(config: RunConfig) -> str:

@@ -26,8 +26,9 @@ from firewall_ray.config.run import RunConfig, model_path
 from firewall_ray.errors import ArtifactError, ConfigError
 from firewall_ray.router.predict import local_copy
 from firewall_ray.schemas import HYBRID_LABELS, QUALITIES
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.joins import LocalRows
+from firewall_ray.store.layout import ArtifactStore
 
 SAMPLE_COLUMNS = ["query_id", "texts", "greedy_text"]
 LABEL_COLUMNS = ["query_id", "task", "split", "prompt", "pass_rate_weak", "pass_rate_strong"]

@@ -23,7 +23,7 @@ from firewall_ray.schemas import HYBRID_DESIGNS, SCORES, SPLITS
 from firewall_ray.stages.prepare_queries import check_splits
 from firewall_ray.stages.score import run_scoring
 from firewall_ray.stages.train_router import run_training
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.query_ids import check_unique
 
 LABEL_COLUMNS = ["query_id", "task", "split", "prompt", "pass_rate_weak", "pass_rate_strong", "soft_block"]

@@ -50,7 +50,7 @@ class ActorMap:
     """One pool's part of a stage: those `rows` that `output`, which was begun, lacks.
 
     rows: with a query_id, and `columns` (all, when None), which the actor reads. actor: a class constructed with `arguments` and
-    `progress`, a counter; see `cluster/workers.py` for how it is called, `cluster/progress.py` for what it may tell. name: of the work, in
+    `progress`, a counter; see `workers.py` for how it is called, `progress.py` for what it may tell. name: of the work, in
     messages. error_rows: makes the rows with `error` of those that are set aside; None where the dataset has no such column.
     when_whole: called in the map's thread, to finish the dataset while other maps go on.
     """

@@ -21,6 +21,7 @@ SHARE_OF_ELAPSED = 0.05
 LINE_EVERY_S = (15.0, 300.0)  # at least and at most
 HEARTBEAT_S = 300.0
 
+console = Console(stderr=True)  # of every job; stdout is for the closing JSON line
 logger = logging.getLogger("firewall_ray.cluster.progress")
 
 

@@ -17,8 +17,7 @@ import ray
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from firewall_ray.cli import console
-from firewall_ray.cluster.display import Bars, Display, Lines
+from firewall_ray.cluster.display import Bars, Display, Lines, console
 from firewall_ray.cluster.meter import ActorState, Meter
 
 logger = logging.getLogger(__name__)

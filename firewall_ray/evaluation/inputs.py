@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from firewall_ray.errors import ArtifactError, ArtifactMissing
 from firewall_ray.schemas import LABEL_DESIGNS
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.query_ids import check_unique
 
 Floats = NDArray[np.float64]

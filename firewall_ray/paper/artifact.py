@@ -28,7 +28,8 @@ from firewall_ray.paper.table import Table, comma_separated, latex, markdown
 from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, pair_name
 from firewall_ray.schemas import LABEL_DESIGNS
 from firewall_ray.stages.report import build_report, without_nan
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.layout import ArtifactStore
 
 Report = dict[str, Any]
 RIVAL = "weak_pass_rate"  # what blocking has to beat: the router that only asks whether the weak model fails

@@ -26,7 +26,7 @@ from firewall_ray.errors import ConfigError
 from firewall_ray.paper.shape import memory, num_parameters, shape_of
 from firewall_ray.paper.variants import backbone_config, other_models
 from firewall_ray.router.card import load_card
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 MEASURED_ROWS = 100  # with fewer in one job the start of its engines is all that was measured
 

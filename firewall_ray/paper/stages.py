@@ -15,7 +15,7 @@ from firewall_ray.stages.prepare_queries import run_prepare_queries
 from firewall_ray.stages.sample import run_sampling
 from firewall_ray.stages.score import run_scoring
 from firewall_ray.stages.train_router import run_training
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 Stage = Callable[[RunConfig, ArtifactStore], list[StageResult]]
 

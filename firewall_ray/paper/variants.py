@@ -5,7 +5,8 @@ Runs in the driver and, with the routers, on workers. Stages take a store and so
 
 from firewall_ray.config.run import PairConfig, RunConfig
 from firewall_ray.schemas import LABELS, SCORES
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.layout import ArtifactStore
 
 MARGIN_SAMPLING = "margin_sampling"  # the one baseline that Table 2 scores anew for each pair
 

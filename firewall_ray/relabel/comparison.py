@@ -22,7 +22,8 @@ from firewall_ray.evaluation.metrics import performance_curve
 from firewall_ray.relabel.stores import FoldedStore
 from firewall_ray.router.card import load_card
 from firewall_ray.stages.report import COMPARED, without_nan
-from firewall_ray.store.dataset import ArtifactStore, fingerprint
+from firewall_ray.store.dataset import fingerprint
+from firewall_ray.store.layout import ArtifactStore
 
 DECIDES = "apgr"
 ALL, RUN, LIVE = "all", "the run's test split", "live, held out"

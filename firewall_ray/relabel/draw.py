@@ -21,7 +21,7 @@ from firewall_ray.config.run import PairConfig, RunConfig
 from firewall_ray.errors import ArtifactError
 from firewall_ray.policy import tie_hash
 from firewall_ray.relabel.stores import DRAWN, FOLDER, RoundStore
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
 
 

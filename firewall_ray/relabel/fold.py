@@ -11,7 +11,8 @@ import pyarrow as pa
 from firewall_ray.cli import StageResult
 from firewall_ray.config.run import RunConfig
 from firewall_ray.relabel.stores import RoundStore
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.layout import ArtifactStore
 
 
 def run_fold(config: RunConfig, store: ArtifactStore, round_store: RoundStore, *, force: bool = False) -> StageResult:

@@ -24,7 +24,8 @@ from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.sample import run_sampling
 from firewall_ray.stages.score import card_of, run_scoring
 from firewall_ray.stages.train_router import run_training
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.layout import ArtifactStore
 
 logger = logging.getLogger("firewall_ray")
 

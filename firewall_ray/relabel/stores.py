@@ -9,7 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from firewall_ray.config.base import Name
 from firewall_ray.errors import ConfigError
 from firewall_ray.schemas import LABELS, QUERIES
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.layout import ArtifactStore
 
 FOLDER = "relabel"
 DRAWN = pa.schema([QUERIES.field(name) for name in ("query_id", "question", "prompt")])

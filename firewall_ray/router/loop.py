@@ -39,7 +39,8 @@ from firewall_ray.router.predict import RouterPredictor
 from firewall_ray.router.state import SavedState, save_state
 from firewall_ray.router.telemetry import TrainingMonitor
 from firewall_ray.router.validation import validation_logits, validation_metrics
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.layout import ArtifactStore
 
 logger = logging.getLogger("firewall_ray")
 

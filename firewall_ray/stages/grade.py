@@ -24,8 +24,9 @@ from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, Sy
 from firewall_ray.schemas import GRADES, SAMPLES
 from firewall_ray.stages.grading_blocks import SampleRows, look_over, plan_blocks, read_block
 from firewall_ray.stages.prepare_queries import read_queries, tasks_of
-from firewall_ray.store.dataset import Action, ArtifactStore, Dataset
+from firewall_ray.store.dataset import Action, Dataset
 from firewall_ray.store.joins import LocalRows, Spill, buckets_of, num_buckets, spill_folder
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_rows, recover
 from firewall_ray.tasks import TASKS, Task, get_task, known_tasks
 

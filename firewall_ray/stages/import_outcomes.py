@@ -4,8 +4,8 @@ Rows in: a file with a row for each answer of a model to a query and whether it 
 `jobs/label.py` reads, so that every stage after it works unchanged. Runs in the driver.
 
 A question's answers may lie anywhere in the file, so rows are split into buckets on the local disk by a hash of the question
-(`store/joins.py`). A bucket at a time is in memory, where it becomes queries with their grades; these are merged back into the order in
-which the questions first come.
+(`store/joins.py`). A bucket at a time is in memory, where it becomes queries with their grades; these are merged back into the
+order in which the questions first come.
 
 What the file leaves open is decided in `outcome_answers.py`.
 """
@@ -30,8 +30,9 @@ from firewall_ray.errors import ConfigError, TaskError
 from firewall_ray.schemas import GRADES, QUERIES
 from firewall_ray.stages.outcome_answers import Asked, collect, grade_of, num_samples
 from firewall_ray.stages.prepare_queries import quotas
-from firewall_ray.store.dataset import BATCH_ROWS, ArtifactStore, Dataset
+from firewall_ray.store.dataset import BATCH_ROWS, Dataset
 from firewall_ray.store.joins import MAX_BUCKETS, READ_ROWS, LocalRows, Spill, spill_folder
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import make_query, query_id
 from firewall_ray.tasks.outcome_rows import Outcome, read_outcomes
 from firewall_ray.tasks.splits import draw_split

@@ -20,8 +20,8 @@ from firewall_ray.errors import ArtifactError
 from firewall_ray.labels import compute_labels, pass_rate
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
 from firewall_ray.stages.prepare_queries import check_splits, read_queries
-from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.store.joins import Spill, num_buckets, spill_errors, spill_folder
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.query_ids import check_unique
 from firewall_ray.store.row_writer import row_writer
 

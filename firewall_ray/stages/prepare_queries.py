@@ -20,8 +20,9 @@ from firewall_ray.cli import StageResult
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, TaskError
 from firewall_ray.schemas import QUERIES, SPLITS
-from firewall_ray.store.dataset import BATCH_ROWS, ArtifactStore, Dataset
+from firewall_ray.store.dataset import BATCH_ROWS, Dataset
 from firewall_ray.store.joins import READ_ROWS, LocalRows
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.query_ids import check_unique, in_buckets
 from firewall_ray.tasks import Query, Task, get_task, known_tasks
 

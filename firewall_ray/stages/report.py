@@ -23,7 +23,8 @@ from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores, router_names, scores_label
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, paired_bootstrap, percentile_interval
 from firewall_ray.evaluation.metrics import FRACTIONS, MIN_GAP, performance_curve
-from firewall_ray.store.dataset import ArtifactStore, Dataset, versions
+from firewall_ray.store.dataset import Dataset, versions
+from firewall_ray.store.layout import ArtifactStore
 
 logger = logging.getLogger("firewall_ray")
 

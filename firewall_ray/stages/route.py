@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import ray.data
 from pyarrow import fs as pafs
 
-from firewall_ray.cli import connected
+from firewall_ray.cluster.connect import connected
 from firewall_ray.config.run import RayConfig, ScoringConfig
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
 from firewall_ray.policy import exact_budget
 from firewall_ray.router.card import RouterCard
 from firewall_ray.stages.score import PASSES_PER_CALL, card_of, scored_batches
 from firewall_ray.store.casting import castable
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.locations import check_folder, open_location
 from firewall_ray.tasks.base import prompt_id
 

@@ -26,8 +26,8 @@ from firewall_ray.engines.vllm import VllmSampler
 from firewall_ray.errors import ConfigError
 from firewall_ray.schemas import SAMPLES
 from firewall_ray.stages.prepare_queries import read_queries, tasks_of
-from firewall_ray.store.dataset import ArtifactStore
 from firewall_ray.store.joins import LocalRows
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import get_task, known_tasks
 
 logger = logging.getLogger("firewall_ray")

@@ -23,8 +23,9 @@ from firewall_ray.cluster.progress import watch
 from firewall_ray.config.run import RunConfig, ScoringConfig
 from firewall_ray.router.card import RouterCard, load_card
 from firewall_ray.router.predict import RouterPredictor, local_copy
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.joins import READ_ROWS, LocalRows
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.query_ids import check_unique, in_buckets
 
 # Prompts handed to an actor at once, in forward passes. They are sorted by length inside: the more, the less padding.

@@ -26,7 +26,8 @@ from firewall_ray.router.data import VALIDATION_COLUMNS, FixedShards, check_labe
 from firewall_ray.router.loop import TrainSpec, train_loop
 from firewall_ray.router.model import load_tokenizer, network_config
 from firewall_ray.router.waits import waits_said
-from firewall_ray.store.dataset import ArtifactStore, Dataset, fingerprint
+from firewall_ray.store.dataset import Dataset, fingerprint
+from firewall_ray.store.layout import ArtifactStore
 
 CHECKPOINTS_FOLDER = "_router_training"  # under ROOT; a run's folder is deleted once its routers are finished
 HEALTH_CHECK_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"  # Ray's

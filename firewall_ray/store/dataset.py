@@ -1,6 +1,6 @@
-"""Where each dataset lies under ROOT, and how it is begun, finished, checked and read.
+"""How a dataset, one folder under ROOT, is begun, finished, checked and read. `layout.py` says which there are.
 
-Runs in the driver and in workers. ROOT is a local path or any URI that pyarrow's filesystems open (s3://, gs://, file://).
+Runs in the driver and in workers.
 
 The protocol: a writer leaves `_STARTED.json` first and `_MANIFEST.json` last. A folder with the first alone was begun and
 never finished, and readers refuse it. A folder with neither was written by somebody else; it is read after its files and
@@ -27,9 +27,7 @@ from pyarrow import fs as pafs
 
 import firewall_ray
 from firewall_ray.errors import ArtifactError, ArtifactMissing, StorageFailure
-from firewall_ray.schemas import DECISIONS, EMBEDDINGS, GRADES, LABELS, QUERIES, SAMPLES, SCORES
 from firewall_ray.store.casting import cast_batch, castable
-from firewall_ray.store.locations import check_folder, open_location
 from firewall_ray.store.row_writer import RowWriter, row_writer
 
 STARTED = "_STARTED.json"
@@ -55,76 +53,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-class ArtifactStore:
-    """The datasets under one ROOT.
-
-    >>> ArtifactStore("/tmp/run").samples("weak").path
-    '/tmp/run/samples/weak'
-    """
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        with storage_errors(f"open ROOT {root!r}"):
-            self.filesystem, self.base = open_location("root", root)
-
-    def queries(self) -> "Dataset":
-        return self._dataset("queries", "queries", QUERIES, "python jobs/prepare_queries.py")
-
-    def samples(self, model: str) -> "Dataset":
-        return self._dataset("samples", f"samples/{model}", SAMPLES, "python jobs/sample.py")
-
-    def grades(self, model: str) -> "Dataset":
-        return self._dataset("grades", f"grades/{model}", GRADES, "python jobs/grade.py")
-
-    def labels(self) -> "Dataset":
-        return self._dataset("labels", "labels", LABELS, "python jobs/label.py")
-
-    def router(self, name: str) -> "Dataset":
-        """A folder with a Hugging Face checkpoint and its `router.json`, not Parquet: the schema is empty."""
-        return self._dataset("routers", f"routers/{name}", pa.schema([]), "python jobs/train_router.py")
-
-    def scores(self, router: str) -> "Dataset":
-        return self._dataset("scores", f"scores/{router}", SCORES, "python jobs/score.py")
-
-    def embeddings(self, name: str) -> "Dataset":
-        return self._dataset("embeddings", f"embeddings/{name}", EMBEDDINGS, "python jobs/baselines.py")
-
-    def baseline(self, folder: str, schema: pa.Schema) -> "Dataset":
-        """What a baseline keeps on the way to its scores; the schema is empty for a folder that holds no Parquet."""
-        return self._dataset(f"baselines/{folder}", f"baselines/{folder}", schema, "python jobs/baselines.py")
-
-    def report(self) -> "Dataset":
-        return self._dataset("report", "report", pa.schema([]), "python jobs/report.py")
-
-    def paper(self) -> "Dataset":
-        return self._dataset("paper", "paper", pa.schema([]), "python jobs/paper.py")
-
-    def decisions(self) -> "Dataset":
-        """The serving application's decision log. It grows file by file and is never finished, so it has no manifest."""
-        return self._dataset("decisions", "decisions", DECISIONS, "python -m serve_app")
-
-    def _dataset(self, kind: str, folder: str, schema: pa.Schema, made_by: str) -> "Dataset":
-        return Dataset(kind, f"{self.base}/{folder}", self.filesystem, schema, made_by)
-
-    def children(self, folder: str) -> list[str]:
-        """Names of the folders under ROOT/folder, sorted; empty when it does not exist."""
-        selector = pafs.FileSelector(f"{self.base}/{folder}", allow_not_found=True)
-        with storage_errors(f"list {self.root}/{folder}"):
-            found = self.filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
-
-    def check_writable(self) -> None:
-        """Before a job spends hours on work it cannot save. Raises ConfigError where ROOT is a file, else StorageFailure."""
-        with storage_errors(f"read ROOT {self.root!r}"):
-            check_folder("root", self.filesystem, self.base)
-        probe = f"{self.base}/_write_check_{uuid.uuid4().hex}"  # several jobs may check at the same time
-        with storage_errors(f"write under ROOT {self.root!r}"):
-            self.filesystem.create_dir(self.base, recursive=True)
-            with self.filesystem.open_output_stream(probe) as stream:
-                stream.write(b"")
-            self.filesystem.delete_file(probe)
 
 
 @dataclass(frozen=True)

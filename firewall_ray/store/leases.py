@@ -35,7 +35,7 @@ from pathlib import Path
 from pyarrow import fs as pafs
 
 from firewall_ray.errors import StorageFailure, SystemFailure
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 FOLDER = "_jobs"
 WHOLE_ROOT = ""

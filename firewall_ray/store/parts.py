@@ -40,7 +40,7 @@ PLAN = "_compaction.json"
 FLUSH_ROWS = 8_192
 FLUSH_BYTES = 64 * 2**20  # what a part takes of the driver's memory: rows of samples hold all n texts
 MIN_AGE_S, MAX_AGE_S = 1.0, 30.0
-AGE_SHARE = 0.1  # of the writer's time so far: a run that is killed after ten seconds has lost one of them
+AGE_SHARE = 0.1  # of the time since the first row: a run that is killed after ten seconds has lost one of them
 
 ROWS_PER_FILE = 131_072
 BYTES_PER_FILE = 256 * 2**20
@@ -63,7 +63,7 @@ class PartsWriter:
         self._waiting: list[pa.Table] = []
         self._num_waiting = self._bytes_waiting = 0
         self._oldest = 0.0  # when the first of the waiting rows came
-        self._began = time.monotonic()
+        self._began = 0.0  # when the first of all rows came: minutes in which an engine loads are no work that a kill would lose
         self._closed = False
         self.num_rows = 0  # taken so far
 
@@ -74,6 +74,8 @@ class PartsWriter:
                 raise RuntimeError("the writer was closed")
             if not self._waiting:
                 self._oldest = time.monotonic()
+            if not self.num_rows:
+                self._began = time.monotonic()
             self._waiting.append(rows)
             self._num_waiting += len(rows)
             self._bytes_waiting += rows.nbytes

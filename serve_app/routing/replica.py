@@ -21,7 +21,7 @@ from firewall_ray.errors import ModelError
 from firewall_ray.policy import goes_strong
 from firewall_ray.router.card import RouterCard
 from firewall_ray.router.predict import RouterPredictor, Scored, local_copy
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.metrics import RayMetrics
 from serve_app.routing.budget import BudgetController

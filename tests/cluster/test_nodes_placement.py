@@ -16,7 +16,7 @@ from ray_nodes import RayNodes, ray_nodes
 
 from firewall_ray.config.run import VllmModelConfig
 from firewall_ray.engines.placement import engine_resources, release_placement_groups
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

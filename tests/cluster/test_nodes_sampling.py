@@ -10,7 +10,7 @@ from ray_nodes import Actor, Node, RayNodes, ray_nodes, wait_for
 
 from firewall_ray.config.run import load_config
 from firewall_ray.stages.prepare_queries import run_prepare_queries
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import parts_of
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from tiny_labels import tiny_labels, write_labels
 
 from firewall_ray.router.card import load_card
 from firewall_ray.stages.train_router import CHECKPOINTS_FOLDER
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

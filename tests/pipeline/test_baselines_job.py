@@ -21,7 +21,8 @@ from firewall_ray.errors import ArtifactError, SystemFailure
 from firewall_ray.evaluation.inputs import read_labels, read_scores
 from firewall_ray.router.card import load_card
 from firewall_ray.schemas import HYBRID_LABELS, QUALITIES, SCORES
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import parts_of
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from firewall_ray.sandbox.sandbox import Sandbox, shared_sandbox
 from firewall_ray.schemas import SAMPLES
 from firewall_ray.stages import grade as grading
 from firewall_ray.stages.grade import grade_batch, run_grading
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import humaneval
 
 OPTIONS = {"humaneval": HumanevalGradingConfig(isolation="unsafe").model_dump()}

@@ -18,7 +18,7 @@ from firewall_ray.stages import grade as grading
 from firewall_ray.stages.grade import grade_batch, rows_near, run_grading
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.store import joins as spill
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import PartsWriter, parts_of
 from firewall_ray.tasks.tiny_world import TinyWorld
 

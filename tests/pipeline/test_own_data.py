@@ -16,7 +16,7 @@ from firewall_ray.stages.prepare_queries import read_queries, run_prepare_querie
 from firewall_ray.stages.report import load_report, run_report
 from firewall_ray.stages.score import run_scoring
 from firewall_ray.stages.train_router import run_training
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 

@@ -12,7 +12,7 @@ import yaml
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.paper.artifact import run_paper
 from firewall_ray.paper.stages import STAGES
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from ray_head import ray_head
 
 from firewall_ray.config.run import load_config
 from firewall_ray.stages.prepare_queries import run_prepare_queries
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from firewall_ray.config.run import BackboneConfig, ScoringConfig
 from firewall_ray.relabel.stores import RoundStore
 from firewall_ray.router.card import load_card
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
 from firewall_ray.tasks.tiny_world import draw_unique
 from serve_app.routing.replica import Router

@@ -30,7 +30,7 @@ from firewall_ray.errors import ArtifactError, ConfigError, ModelError
 from firewall_ray.router.card import load_card
 from firewall_ray.router.predict import RouterPredictor
 from firewall_ray.stages.train_router import CHECKPOINTS_FOLDER, run_training
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

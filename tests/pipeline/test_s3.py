@@ -15,7 +15,7 @@ from firewall_ray.errors import ArtifactMissing, StorageFailure
 from firewall_ray.stages.grade import run_grading
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.prepare_queries import read_queries, run_prepare_queries
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from serve_app.recording.decision_log import row_of, table_of
 from serve_app.recording.exchange import Exchange
 from serve_app.routing.decision import Decision

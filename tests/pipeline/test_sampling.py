@@ -29,7 +29,7 @@ from firewall_ray.engines.vllm import VllmSampler
 from firewall_ray.errors import ArtifactError, EngineDied, ModelError, TaskError
 from firewall_ray.stages.prepare_queries import run_prepare_queries
 from firewall_ray.stages.sample import run_sampling
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import parts_of
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from firewall_ray.errors import ArtifactMissing, ConfigError
 from firewall_ray.router.predict import RouterPredictor
 from firewall_ray.stages.route import route_file
 from firewall_ray.stages.score import run_scoring
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import EngineDied
 from firewall_ray.stages.prepare_queries import run_prepare_queries
 from firewall_ray.stages.sample import run_sampling
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ import yaml
 from ray_head import ray_head
 
 from firewall_ray.store import leases
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.leases import Claim, Claims
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from servable_run import ROUTER, prompts_of_split, write_run
 from firewall_ray.config.run import load_config
 from firewall_ray.policy import Threshold
 from firewall_ray.router.predict import RouterPredictor
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 
 @dataclass

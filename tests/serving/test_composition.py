@@ -11,7 +11,7 @@ from tiny_router import write_router
 from firewall_ray.config.run import OpenAIModelConfig, RunConfig, VllmModelConfig
 from firewall_ray.errors import ArtifactMissing, ConfigError
 from firewall_ray.router.card import CARD_FILE
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 # Slow: importing ray.serve.llm loads vLLM. Composing asks Ray for its runtime environment, and without a Ray of the tests' own
 # that joins whichever runs on the machine.

@@ -12,7 +12,7 @@ from tiny_router import make_card
 from firewall_ray.config.run import RouterConfig, RunConfig, load_config
 from firewall_ray.errors import ArtifactMissing, SystemFailure
 from firewall_ray.router.card import CARD_FILE
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from serve_app import deploy
 from serve_app.deploy import SERVE_CONFIG, fill_in, read_serve_config
 

@@ -20,7 +20,7 @@ from tiny_router import fill_folder
 from firewall_ray.config.run import load_config
 from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.router.card import CARD_FILE
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from serve_app.deploy import SERVE_CONFIG, read_serve_config
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,7 @@ from tiny_router import write_router
 from firewall_ray.config.run import load_config
 from firewall_ray.router.card import CARD_FILE
 from firewall_ray.router.predict import RouterPredictor
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ from handmade import grade, query, write
 
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
 from firewall_ray.schemas import QUERIES, SCORES
-from firewall_ray.store.dataset import MANIFEST, STARTED, ArtifactStore, Dataset, fingerprint, storage_errors
+from firewall_ray.store.dataset import MANIFEST, STARTED, Dataset, fingerprint, storage_errors
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.row_writer import row_writer
 
 

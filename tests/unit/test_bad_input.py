@@ -14,7 +14,7 @@ import yaml
 from handmade import grade, make_config, query, write, write_pair
 
 from firewall_ray.stages.prepare_queries import run_prepare_queries
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,7 +19,7 @@ from firewall_ray.schemas import SAMPLES
 from firewall_ray.stages.grade import grade_batch
 from firewall_ray.stages.prepare_queries import run_prepare_queries
 from firewall_ray.stages.sample import sampling_spec
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import known_tasks
 from firewall_ray.tasks.custom import CustomTask
 from firewall_ray.tasks.graders import GRADERS, last_number

@@ -19,7 +19,8 @@ from firewall_ray.schemas import SAMPLES
 from firewall_ray.stages.grading_blocks import BLOCKS_PER_CPU, MAX_BLOCK_S, cut_by_cost, look_over, plan_blocks, read_block
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.prepare_queries import read_queries
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import TASKS
 
 IDS = pa.schema([SAMPLES.field("query_id")])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from firewall_ray.errors import ArtifactError, ArtifactMissing
 from firewall_ray.schemas import LABELS
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.store import joins as spill
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 
 def label(root: Path, **arguments: Any) -> dict[str, Any]:

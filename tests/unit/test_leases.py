@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from s3_server import ENVIRONMENT, empty_root, s3_server
 
 from firewall_ray.store import leases
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.leases import WHOLE_ROOT, Claim, Claims, Heartbeat
 
 TIMEOUT_S = 120
@@ -24,7 +24,7 @@ COUNTS = """
 import random, sys, time
 from pathlib import Path
 from firewall_ray.store import leases
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 leases.POLL_S = 0.05
 store, counter = ArtifactStore(sys.argv[1]), Path(sys.argv[2])
 for _ in range(int(sys.argv[3])):

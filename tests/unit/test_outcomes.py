@@ -16,7 +16,7 @@ from firewall_ray.errors import ArtifactError, ConfigError, TaskError
 from firewall_ray.stages.import_outcomes import run_import
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.prepare_queries import read_queries
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import query_id
 
 EVERYTHING_IS_TRAIN = {"test": 0, "validation": 0}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from firewall_ray import tasks
 from firewall_ray.errors import ArtifactError, ArtifactMissing, TaskError
 from firewall_ray.stages.prepare_queries import quotas, read_queries, run_prepare_queries
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import Query
 from firewall_ray.tasks.base import make_query
 from firewall_ray.tasks.tiny_world import TinyWorld

@@ -22,7 +22,7 @@ from firewall_ray.evaluation.table import print_table
 from firewall_ray.policy import tie_hash
 from firewall_ray.schemas import LABELS, SCORES
 from firewall_ray.stages.report import load_report, run_report
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 NUM = 240  # queries a task: half validation, half test
 

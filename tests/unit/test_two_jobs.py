@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_S = 60

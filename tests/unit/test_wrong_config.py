@@ -9,7 +9,7 @@ import pytest
 from firewall_ray.config.api_key import read_api_key
 from firewall_ray.config.run import OpenAIModelConfig, RunConfig, load_config
 from firewall_ray.errors import ConfigError
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 LINES = """\
 root: runs/mine

@@ -12,7 +12,7 @@ from handmade import make_config
 
 from firewall_ray.errors import TaskError
 from firewall_ray.stages.prepare_queries import run_prepare_queries
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.records import read_file
 
 ROWS = [{"question": "Why?", "answer": "so"}, {"question": "Who?", "answer": "she"}]

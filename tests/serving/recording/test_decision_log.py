@@ -25,7 +25,8 @@ from firewall_ray.evaluation.inputs import LabelledQueries, read_scores
 from firewall_ray.policy import QuantileTable, realised_fraction
 from firewall_ray.schemas import DECISIONS, SCORES
 from firewall_ray.stages.route import with_query_ids
-from firewall_ray.store.dataset import ArtifactStore, Dataset
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.models.answers import Usage
 from serve_app.recording import decision_log
@@ -37,7 +38,7 @@ CANARY = "Zyxwvutopia"
 
 ENDLESS_WRITER = """
 import sys, time
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.config.serving import DecisionLogConfig
 from serve_app.routing.decision import Decision
 from serve_app.recording.decision_log import DecisionLog

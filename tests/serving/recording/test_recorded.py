@@ -9,7 +9,7 @@ from running_app import Served, free_port, wait_until
 
 from firewall_ray.config.run import OpenAIModelConfig
 from firewall_ray.config.serving import ServingConfig
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.routing.decision import Decision, DecisionRequest
 

@@ -14,7 +14,7 @@ from firewall_ray.errors import ModelError, PolicyError
 from firewall_ray.policy import QuantileTable
 from firewall_ray.router.card import RouterCard
 from firewall_ray.router.predict import Scored
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.routing.decision import Decision, DecisionRequest
 from serve_app.routing.replica import Router, RouterUserConfig

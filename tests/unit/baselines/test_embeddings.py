@@ -17,7 +17,7 @@ from firewall_ray.baselines.embeddings import embedding_name, read_embeddings, r
 from firewall_ray.config.baselines import EmbeddingConfig, OpenAIEmbeddingConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 WEAK = "quickstart/models/weak"
 PROMPTS = [

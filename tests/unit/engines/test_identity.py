@@ -11,7 +11,7 @@ from firewall_ray.config.run import OpenAIModelConfig, VllmModelConfig
 from firewall_ray.engines.identity import NOT_CONTENT, SPEED_ONLY, merged, same_samples, sample_settings
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ArtifactError
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 
 def spec(**max_tokens: int) -> SamplingSpec:

@@ -12,7 +12,7 @@ from firewall_ray.errors import ArtifactMissing, ConfigError
 from firewall_ray.evaluation.metrics import apgr
 from firewall_ray.paper.artifact import collect, load_claims, make_tables, run_paper
 from firewall_ray.paper.published import NAME, same_setting
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from firewall_ray.errors import ConfigError
 from firewall_ray.paper.plan import Plan, make_plan
 from firewall_ray.paper.shape import kv_bytes_per_token, memory, num_parameters, shape_of
 from firewall_ray.paper.show import print_plan
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import make_query
 
 # The config.json of Llama-3.2-1B and Llama-3.1-70B.

@@ -6,7 +6,7 @@ import pytest
 from handmade import make_config
 
 from firewall_ray.config.run import RunConfig
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 
 @pytest.fixture

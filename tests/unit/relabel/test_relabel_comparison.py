@@ -13,7 +13,7 @@ from firewall_ray.config.run import EvaluationConfig, RunConfig
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores
 from firewall_ray.relabel.comparison import compare, is_better, load_comparison, run_comparison
 from firewall_ray.relabel.stores import FoldedStore, RoundStore
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from serve_app.routing.replica import RouterUserConfig
 
 # 20 queries that only the strong model solves, 20 that both do. Strong calls for the former first: PGR at f = 0, 0.1, ... is

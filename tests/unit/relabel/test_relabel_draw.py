@@ -13,7 +13,7 @@ from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ArtifactMissing
 from firewall_ray.relabel.draw import draw, earlier_rounds, prompt_of, run_draw
 from firewall_ray.relabel.stores import RoundStore
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
 
 

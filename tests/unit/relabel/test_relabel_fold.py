@@ -7,7 +7,7 @@ from firewall_ray.config.run import RunConfig
 from firewall_ray.relabel.draw import run_draw
 from firewall_ray.relabel.fold import run_fold
 from firewall_ray.relabel.stores import RoundStore
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 
 def test_labels_are_folded_in_order_and_the_first_of_a_query_counts(config: RunConfig, store: ArtifactStore) -> None:

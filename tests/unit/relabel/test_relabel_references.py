@@ -13,7 +13,7 @@ from firewall_ray.errors import TaskError
 from firewall_ray.relabel.draw import run_draw
 from firewall_ray.relabel.references import run_references
 from firewall_ray.relabel.stores import RoundStore
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import get_task
 from firewall_ray.tasks.base import prompt_id
 

@@ -13,7 +13,7 @@ from firewall_ray.errors import ConfigError
 from firewall_ray.relabel.run import at_low_priority, is_of_other_labels, run_relabel, training_config
 from firewall_ray.relabel.stores import router_name
 from firewall_ray.router.card import CARD_FILE
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 
 def test_sampling_takes_as_few_engines_and_requests_as_the_config_says(tmp_path: Path) -> None:

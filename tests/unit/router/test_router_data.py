@@ -9,7 +9,7 @@ from firewall_ray.config.run import BackboneConfig
 from firewall_ray.errors import LabelError
 from firewall_ray.router.data import Collate, TokenRows, check_labels, columns_of, encode, pad_rows
 from firewall_ray.router.model import load_tokenizer
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 
 TOKENIZER = load_tokenizer(BackboneConfig(path=None, tokenizer="quickstart/models/weak"))
 

@@ -10,7 +10,7 @@ from firewall_ray.config.run import RouterConfig
 from firewall_ray.errors import ModelError
 from firewall_ray.router.card import CARD_FILE, load_card, parse_card
 from firewall_ray.router.predict import RouterPredictor
-from firewall_ray.store.dataset import ArtifactStore
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE
 from firewall_ray.tasks.tiny_world import draw_unique
 
