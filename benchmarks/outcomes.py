@@ -30,11 +30,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from firewall_ray import policy
-from firewall_ray.baselines.trivial import oracle_p_weak
 from firewall_ray.cluster.connect import connected
 from firewall_ray.config.run import RunConfig
 from firewall_ray.evaluation.intervals import bootstrap_curves, paired_bootstrap, percentile_interval
-from firewall_ray.evaluation.metrics import curve_apgr, performance_curve
+from firewall_ray.evaluation.metrics import curve_apgr, oracle_p_weak, performance_curve
 from firewall_ray.stages.import_outcomes import run_import
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.score import run_scoring

@@ -20,6 +20,8 @@ from firewall_ray.cluster.connect import connected, submitted_job
 from firewall_ray.cluster.display import console
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.errors import FirewallRayError, UserError
+from firewall_ray.stages import load_stage
+from firewall_ray.stages.stage import StageResult
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.leases import WHOLE_ROOT, lease
 
@@ -32,7 +34,6 @@ RetryErrorsOption = Annotated[
     bool, typer.Option("--retry-errors", help="Make the rows that have an error again, and no others; also of a finished dataset.")
 ]
 
-StageResult = dict[str, Any]
 logger = logging.getLogger("firewall_ray")
 
 
@@ -48,6 +49,18 @@ class JobContext:
         """Keep a stage's result for the closing JSON line and log it."""
         self.results.append(result)
         logger.info("%s: %s", result["stage"], summary(result))
+
+
+def run_stage(
+    verb: str, config: str, root: str | None, overrides: list[str] | None, *, models: list[str] | None = None, **options: Any
+) -> None:
+    """The whole of a job that is one stage. options: of the stage's function; models: so too, and of its lease."""
+    stage = load_stage(verb).of_models(models)
+    if models is not None:
+        options["models"] = models
+    with job(verb, config, root, overrides, needs_ray=stage.needs_ray, reads=stage.reads, writes=stage.writes) as context:
+        for result in stage.results(context.config, context.store, **options):
+            context.report(result)
 
 
 def summary(result: StageResult) -> str:

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job, run
-from firewall_ray.stages.grade import run_grading
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, run, run_stage
 
 ModelOption = Annotated[list[str] | None, typer.Option("--model", help="Key in `models`; repeatable. The pair by default.")]
 
@@ -20,11 +19,7 @@ def main(
     retry_errors: RetryErrorsOption = False,
 ) -> None:
     """Grade every completion of the models' samples by the rules of their tasks."""
-    samples, grades = ([f"{folder}/{key}" for key in model or ()] or [folder] for folder in ("samples", "grades"))
-    with job("grade", config, root, set_, needs_ray=True, reads=["queries", *samples], writes=grades) as context:
-        results = run_grading(context.config, context.store, models=model, limit=limit, force=force, retry_errors=retry_errors)
-        for result in results:
-            context.report(result)
+    run_stage("grade", config, root, set_, models=model, limit=limit, force=force, retry_errors=retry_errors)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A file of outcomes -> queries/ and grades/: python jobs/import_outcomes.py --config FILE"""
 
-from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
-from firewall_ray.stages.import_outcomes import run_import
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, run, run_stage
 
 
 def main(
@@ -12,9 +11,7 @@ def main(
     Needs no Ray and no model. The file has a row for each answer: query, model, correct, and what else queries.outcomes.columns
     names.
     """
-    with job("import_outcomes", config, root, set_, needs_ray=False, writes=["queries", "grades"]) as context:
-        for result in run_import(context.config, context.store, limit=limit, force=force):
-            context.report(result)
+    run_stage("import_outcomes", config, root, set_, limit=limit, force=force)
 
 
 if __name__ == "__main__":

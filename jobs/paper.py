@@ -6,13 +6,12 @@ import typer
 
 from firewall_ray.cli import ConfigOption, LimitOption, RootOption, SetOption, job, run
 from firewall_ray.cluster.display import console
-from firewall_ray.cluster.needs import check_cluster
 from firewall_ray.paper.artifact import load_claims, run_paper
 from firewall_ray.paper.plan import make_plan
 from firewall_ray.paper.show import print_claims, print_plan
-from firewall_ray.paper.stages import STAGES, prepare_queries
+from firewall_ray.paper.stages import steps
 from firewall_ray.paper.variants import other_models
-from firewall_ray.stages.prepare_queries import run_prepare_queries
+from firewall_ray.stages.needs import check_cluster
 from firewall_ray.store.leases import WHOLE_ROOT
 
 PlanOption = Annotated[
@@ -48,11 +47,12 @@ def main(
             return
         if not tables_only:
             check_cluster(context.config, context.store, others=other_models(context.config))
-        for number, stage in enumerate(() if tables_only else STAGES, start=1):
-            console.rule(f"[bold]{number}/{len(STAGES)} {stage.__name__}", align="left")
-            is_first = stage is prepare_queries  # --limit applies to the queries, and so to all stages
-            results = [run_prepare_queries(context.config, context.store, limit=limit)] if is_first else None
-            for result in results or stage(context.config, context.store):
+        todo = {} if tables_only else steps()
+        for number, (name, step) in enumerate(todo.items(), start=1):
+            console.rule(f"[bold]{number}/{len(todo)} {name}", align="left")
+            # --limit applies to the queries, and so to all that follows.
+            options = {"limit": limit} if name == "prepare_queries" else {}
+            for result in step(context.config, context.store, **options):
                 context.report(result)
         context.report(run_paper(context.config, context.store, force=force))
         print_claims(load_claims(context.store.paper()), console)

@@ -2,8 +2,8 @@
 
 from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 from firewall_ray.cluster.display import console
-from firewall_ray.evaluation.table import print_table
-from firewall_ray.stages.report import load_report, run_report
+from firewall_ray.evaluation.table import load_report, print_table
+from firewall_ray.stages import load_stage
 
 
 def main(
@@ -13,8 +13,9 @@ def main(
 
     Needs labels/ and scores/ alone, whoever wrote them, and no Ray. --limit keeps the first N test queries.
     """
-    with job("report", config, root, set_, needs_ray=False, reads=["labels", "scores"], writes=["report"]) as context:
-        result = run_report(context.config, context.store, limit=limit, force=force)
+    stage = load_stage("report")
+    with job("report", config, root, set_, needs_ray=False, reads=stage.reads, writes=stage.writes) as context:
+        (result,) = stage.results(context.config, context.store, limit=limit, force=force)
         print_table(load_report(context.store.report()), console)
         context.report(result)
 

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, job, run
-from firewall_ray.stages.sample import run_sampling
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RetryErrorsOption, RootOption, SetOption, run, run_stage
 
 
 def main(
@@ -21,11 +20,7 @@ def main(
 
     A killed job goes on where it stopped when the same command is run again. With more queries only the new ones are sampled.
     """
-    writes = [f"samples/{key}" for key in model or ()] or ["samples"]
-    with job("sample", config, root, set_, needs_ray=True, reads=["queries"], writes=writes) as context:
-        results = run_sampling(context.config, context.store, models=model, limit=limit, force=force, retry_errors=retry_errors)
-        for result in results:
-            context.report(result)
+    run_stage("sample", config, root, set_, models=model, limit=limit, force=force, retry_errors=retry_errors)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
+from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, exit_codes, job, run, run_stage
 from firewall_ray.errors import ConfigError
-from firewall_ray.stages.route import check_budget, route_file
-from firewall_ray.stages.score import run_scoring
 
 
 def main(
@@ -26,13 +24,15 @@ def main(
     out: Annotated[str | None, typer.Option(help="Parquet file: your rows with query_id, p_weak and route, in order.")] = None,
 ) -> None:
     """Score every query with every router; or, with --queries, split your own queries under an exact strong-call budget."""
-    reads, writes = (["labels", "queries", "routers"], ["scores"]) if queries is None else (["routers"], [])
-    with job("score", config, root, set_, needs_ray=queries is None, reads=reads, writes=writes) as context:
-        if queries is None:
-            if any(option is not None for option in (router, strong_fraction, num_strong, out)):
+    if queries is None:
+        if any(option is not None for option in (router, strong_fraction, num_strong, out)):
+            with exit_codes("score"):
                 raise ConfigError("--router, --strong-fraction, --num-strong and --out go with --queries FILE.")
-            context.report(run_scoring(context.config, context.store, limit=limit, force=force))
-            return
+        run_stage("score", config, root, set_, limit=limit, force=force)
+        return
+    with job("score", config, root, set_, needs_ray=False, reads=["routers"], writes=[]) as context:
+        from firewall_ray.stages.route import check_budget, route_file  # seconds to import
+
         check_budget(strong_fraction, num_strong)
         if out is None:
             raise ConfigError("--queries needs --out FILE for the routed rows.")

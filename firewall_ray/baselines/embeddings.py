@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from firewall_ray.baselines.embedders import api_key, make_embedder, sentence_embedder
-from firewall_ray.cli import StageResult
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
 from firewall_ray.cluster.pool import torch_pool
 from firewall_ray.config.baselines import EmbeddingConfig
@@ -24,6 +23,7 @@ from firewall_ray.config.run import RunConfig, VllmModelConfig, model_path
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
 from firewall_ray.schemas import EMBEDDINGS
+from firewall_ray.stages.stage import Output, StageResult, make
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.joins import LocalRows
 from firewall_ray.store.layout import ArtifactStore
@@ -44,7 +44,7 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
     Raises ConfigError where the weak model has no folder to read hidden states from, ModelError where a model cannot be loaded.
     """
     embedding = config.baselines.embedding
-    output = store.embeddings(embedding_name(config))
+    dataset = store.embeddings(embedding_name(config))
     source = _source(config)
     settings = {
         "path": source.path,
@@ -54,27 +54,26 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
         "labels": store.labels().identity(),
         "num_prompts": len(prompts),
     }
-    result = {"stage": "embed", "path": output.path}
-    action = output.plan(settings, force=force)
-    if action == "skip":
-        return {**result, "action": action, **output.manifest()["counts"]}
-    secret = api_key(embedding.openai) if embedding.openai else None
-    _check_loads(source, embedding)
-    output.begin(settings, keep_files=action == "resume")
-    rows = prompts.select(["query_id", "prompt"])
-    embed = ActorMap(
-        key="embed",
-        output=output,
-        rows=LocalRows(rows.to_batches(), rows.schema),
-        actor=EmbeddingActor,
-        arguments={"source": source, "embedding": embedding, "secret": secret},
-        pool=torch_pool("baselines.embedding", embedding),
-        name="embedding",
-    )
-    run_actor_maps("embed", [embed], {"embed": len(rows) - embed.num_missing()})
-    counts = {"queries": len(prompts)}
-    output.finish(config.model_dump(mode="json"), counts)
-    return {**result, "action": action, **counts}
+    output = Output.plan("embed", dataset, settings, force=force, resumes=True)
+
+    def write() -> dict[str, int]:
+        secret = api_key(embedding.openai) if embedding.openai else None
+        _check_loads(source, embedding)
+        output.begin()
+        rows = prompts.select(["query_id", "prompt"])
+        embed = ActorMap(
+            key="embed",
+            output=dataset,
+            rows=LocalRows(rows.to_batches(), rows.schema),
+            actor=EmbeddingActor,
+            arguments={"source": source, "embedding": embedding, "secret": secret},
+            pool=torch_pool("baselines.embedding", embedding),
+            name="embedding",
+        )
+        run_actor_maps("embed", [embed], {"embed": len(rows) - embed.num_missing()})
+        return {"queries": len(prompts)}
+
+    return make(config, output, write)
 
 
 def read_embeddings(dataset: Dataset, query_ids: Sequence[str]) -> NDArray[np.float32]:

@@ -18,7 +18,6 @@ import torch
 
 from firewall_ray.baselines.bart_score import BartScorer, load_bart_tokenizer, train_small_bart
 from firewall_ray.baselines.hybrid_llm import best_threshold, deterministic_label, probability_within, quality_gaps
-from firewall_ray.cli import StageResult
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
 from firewall_ray.cluster.pool import torch_pool
 from firewall_ray.config.baselines import BartScoreConfig
@@ -26,6 +25,7 @@ from firewall_ray.config.run import RunConfig, model_path
 from firewall_ray.errors import ArtifactError, ConfigError
 from firewall_ray.router.predict import local_copy
 from firewall_ray.schemas import HYBRID_LABELS, QUALITIES
+from firewall_ray.stages.stage import StageResult
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.joins import LocalRows
 from firewall_ray.store.layout import ArtifactStore

@@ -16,12 +16,12 @@ from firewall_ray.baselines.hybrid_llm_stages import hybrid_labels, run_hybrid_l
 from firewall_ray.baselines.knn import knn_scores
 from firewall_ray.baselines.margin_sampling import margin_scores
 from firewall_ray.baselines.routellm_mf import mf_scores, published_scores
-from firewall_ray.cli import StageResult
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError
 from firewall_ray.schemas import HYBRID_DESIGNS, SCORES, SPLITS
 from firewall_ray.stages.prepare_queries import check_splits
 from firewall_ray.stages.score import run_scoring
+from firewall_ray.stages.stage import Output, StageResult, make
 from firewall_ray.stages.train_router import run_training
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.query_ids import check_unique
@@ -97,10 +97,13 @@ def describe(name: str, config: RunConfig) -> str:
 def _run_margin_sampling(config: RunConfig, store: ArtifactStore, labelled: pa.Table, *, force: bool) -> StageResult:
     samples = store.samples(config.pair.weak).require(["query_id", "greedy_margin"])
     settings = {"samples": samples.identity(), "labels": store.labels().identity(), "num_queries": len(labelled)}
-    if skipped := _skipped(config, store, "margin_sampling", settings, force=force):
-        return skipped
-    scores = margin_scores(labelled["query_id"], samples.read(["query_id", "greedy_margin"]), f"samples: {samples.path}")
-    return _write(config, store, "margin_sampling", settings, scores, {})
+    output = _planned(store, "margin_sampling", settings, force=force)
+
+    def write() -> dict[str, Any]:
+        margins = samples.read(["query_id", "greedy_margin"])
+        return _write(output, margin_scores(labelled["query_id"], margins, f"samples: {samples.path}"))
+
+    return make(config, output, write)
 
 
 def _run_on_embeddings(config: RunConfig, store: ArtifactStore, name: str, labelled: pa.Table, *, force: bool) -> StageResult:
@@ -113,42 +116,35 @@ def _run_on_embeddings(config: RunConfig, store: ArtifactStore, name: str, label
         "num_queries": len(labelled),
         name: section.model_dump(mode="json"),
     }
-    if skipped := _skipped(config, store, name, settings, force=force):
-        return skipped
-    splits = _texts(labelled["split"])
-    vectors = read_embeddings(embeddings, labelled["query_id"].to_pylist())
-    if name == "routellm_mf" and section.weights is not None:
-        p_weak = published_scores(vectors, section)
-        return _write(config, store, name, settings, pa.table([labelled["query_id"], pa.array(p_weak)], schema=SCORES), {})
-    vectors = centred(vectors, splits == "train")
-    facts: dict[str, Any] = {}
-    if name == "knn":
-        found = knn_scores(vectors, labelled["soft_block"].to_numpy(), splits, section.num_neighbours)
-        p_weak, facts["num_neighbours"] = found.p_weak, found.num_neighbours
-    else:
-        weak, strong = (labelled[f"pass_rate_{role}"].to_numpy() for role in ("weak", "strong"))
-        p_weak = mf_scores(vectors, weak, strong, splits, section)
-    return _write(config, store, name, settings, pa.table([labelled["query_id"], pa.array(p_weak)], schema=SCORES), facts)
+    output = _planned(store, name, settings, force=force)
+
+    def write() -> dict[str, Any]:
+        splits = _texts(labelled["split"])
+        vectors = read_embeddings(embeddings, labelled["query_id"].to_pylist())  # (num_queries, dim)
+        facts: dict[str, Any] = {}
+        if name == "routellm_mf" and section.weights is not None:
+            p_weak = published_scores(vectors, section)
+        elif name == "knn":
+            vectors = centred(vectors, splits == "train")
+            found = knn_scores(vectors, labelled["soft_block"].to_numpy(), splits, section.num_neighbours)
+            p_weak, facts["num_neighbours"] = found.p_weak, found.num_neighbours
+        else:
+            weak, strong = (labelled[f"pass_rate_{role}"].to_numpy() for role in ("weak", "strong"))
+            p_weak = mf_scores(centred(vectors, splits == "train"), weak, strong, splits, section)
+        return {**_write(output, pa.table([labelled["query_id"], pa.array(p_weak)], schema=SCORES)), **facts}
+
+    return make(config, output, write)
 
 
-def _skipped(config: RunConfig, store: ArtifactStore, name: str, settings: Mapping[str, Any], *, force: bool) -> StageResult | None:
-    """The result of a baseline that is finished; None where it is to be made."""
-    output = store.scores(name)
-    if output.plan(settings, force=force) != "skip":
-        return None
-    return {"stage": "baselines", "baseline": name, "action": "skip", "path": output.path, **output.manifest()["counts"]}
+def _planned(store: ArtifactStore, name: str, settings: Mapping[str, Any], *, force: bool) -> Output:
+    return Output.plan("baselines", store.scores(name), settings, force=force, baseline=name)
 
 
-def _write(
-    config: RunConfig, store: ArtifactStore, name: str, settings: Mapping[str, Any], scores: pa.Table, facts: Mapping[str, Any]
-) -> StageResult:
-    output = store.scores(name)
-    output.begin(settings)
-    with output.writer() as writer:
+def _write(output: Output, scores: pa.Table) -> dict[str, Any]:
+    output.begin()
+    with output.dataset.writer() as writer:
         writer.write_table(scores)
-    counts = {"queries": len(scores), **facts}
-    output.finish(config.model_dump(mode="json"), counts)
-    return {"stage": "baselines", "baseline": name, "action": "run", "path": output.path, **counts}
+    return {"queries": len(scores)}
 
 
 def _texts(column: pa.ChunkedArray) -> np.ndarray:

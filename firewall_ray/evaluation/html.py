@@ -6,8 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from firewall_ray.evaluation.plots import by_apgr
-from firewall_ray.evaluation.table import number, percent_text
+from firewall_ray.evaluation.table import by_apgr, number, percent_text
 
 
 def templates(package: str) -> Environment:

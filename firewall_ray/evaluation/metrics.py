@@ -176,3 +176,13 @@ def checked_pass_rates(pass_rate_weak: ArrayLike, pass_rate_strong: ArrayLike, q
             raise EvaluationError(f"{name} is {values[wrong[0]]} for query {query_ids[wrong[0]]!r}; a pass rate lies in [0, 1].")
         rates.append(values)
     return rates[0], rates[1]
+
+
+def oracle_p_weak(pass_rate_weak: ArrayLike, pass_rate_strong: ArrayLike) -> Floats:
+    """(1 - gain) / 2 with gain = pass_rate_strong - pass_rate_weak, in [0, 1]: no ranking has a higher curve anywhere.
+
+    >>> oracle_p_weak([0.0, 1.0, 0.5], [1.0, 0.0, 0.5])
+    array([0. , 1. , 0.5])
+    """
+    gain = np.asarray(pass_rate_strong, dtype=np.float64) - np.asarray(pass_rate_weak, dtype=np.float64)
+    return (1 - gain) / 2

@@ -6,7 +6,6 @@ the light and the dark page.
 
 import io
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -14,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+
+from firewall_ray.evaluation.table import by_apgr
 
 INK, FAINT = "#1b1d21", "#d5d8dd"  # replaced in the SVG by the page's own colours
 PALETTE = ("#2f7ed8", "#e07b39", "#1f9e89", "#c2508f", "#8a6fd1", "#a98f1f", "#d1495b", "#4f8a3c")
@@ -66,17 +67,6 @@ def svg(figure: Figure) -> str:
     text = text[text.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--faint)")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
-
-
-def by_apgr(report: Mapping[str, Any], task: str) -> list[str]:
-    """The routers measured on a task (baselines left out), best APGR first, undefined ones last."""
-    measured = [name for name in report["bins"] if task in report["routers"][name]]
-
-    def key(name: str) -> float:
-        value = report["routers"][name][task]["apgr"]["value"]
-        return float("inf") if value is None else -value
-
-    return sorted(measured, key=key)
 
 
 def _cost_quality(report: Report, task: str) -> Figure:

@@ -1,5 +1,6 @@
 """The report as a table in the terminal: what a pipeline run ends with. It fits 80 columns."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +9,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from firewall_ray.evaluation.plots import by_apgr
+from firewall_ray.store.dataset import Dataset
 
 PERCENTS = (20, 50, 80)
+
+
+def load_report(dataset: Dataset) -> dict[str, Any]:
+    """The finished report.json. Raises ArtifactMissing when there is none."""
+    loaded: dict[str, Any] = json.loads(dataset.require().read_bytes("report.json"))
+    return loaded
+
+
+def by_apgr(report: Mapping[str, Any], task: str) -> list[str]:
+    """The routers measured on a task (baselines left out), best APGR first, undefined ones last."""
+    measured = [name for name in report["bins"] if task in report["routers"][name]]
+
+    def key(name: str) -> float:
+        value = report["routers"][name][task]["apgr"]["value"]
+        return float("inf") if value is None else -value
+
+    return sorted(measured, key=key)
 
 
 def print_table(report: Mapping[str, Any], console: Console, task: str = "all") -> None:

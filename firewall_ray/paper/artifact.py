@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 
 from firewall_ray.baselines.run import describe
-from firewall_ray.baselines.trivial import TRIVIAL_BASELINES
-from firewall_ray.cli import StageResult
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.evaluation import plots
@@ -27,7 +25,8 @@ from firewall_ray.paper.published import same_setting
 from firewall_ray.paper.table import Table, comma_separated, latex, markdown
 from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, pair_name
 from firewall_ray.schemas import LABEL_DESIGNS
-from firewall_ray.stages.report import build_report, without_nan
+from firewall_ray.stages.report import BASELINES, build_report, without_nan
+from firewall_ray.stages.stage import Output, StageResult, make
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.layout import ArtifactStore
 
@@ -50,21 +49,21 @@ class Results:
 def run_paper(config: RunConfig, store: ArtifactStore, *, force: bool = False) -> StageResult:
     """Write paper/. Raises ArtifactMissing where labels or scores are not there, ConfigError where a router of
     `paper.routers` has no scores."""
-    names = [name for name in router_names(store) if name not in TRIVIAL_BASELINES]  # the reports work these out themselves
+    names = [name for name in router_names(store) if name not in BASELINES]  # the reports work these out themselves
     missing = [name for name in config.paper.routers if name not in names]
     if missing:
         raise ConfigError(f"paper.routers: {missing[0]!r} has no scores under {store.root}/scores; there are {', '.join(names)}.")
     settings = _settings(config, store, names)
     dataset = store.paper()
-    result = {"stage": "paper", "path": f"{dataset.path}/paper.html"}
-    if dataset.plan(settings, force=force) == "skip":
-        return {**result, "action": "skip", **dataset.manifest()["counts"]}
-    results = collect(config, store, names)
-    made = make_tables(results, config)
-    dataset.begin(settings)
-    counts = _write(dataset, results, made, config)
-    dataset.finish(config.model_dump(mode="json"), counts)
-    return {**result, "action": "run", **counts}
+    output = Output.plan("paper", dataset, settings, force=force, path=f"{dataset.path}/paper.html")
+
+    def write() -> Mapping[str, Any]:
+        results = collect(config, store, names)
+        made = make_tables(results, config)
+        output.begin()
+        return _write(dataset, results, made, config)
+
+    return make(config, output, write)
 
 
 def load_claims(dataset: Dataset) -> list[dict[str, Any]]:

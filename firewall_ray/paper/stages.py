@@ -6,22 +6,25 @@ Runs in the driver. Every stage skips what is finished, so a run that was cut of
 from collections.abc import Callable
 
 from firewall_ray.baselines.run import run_baselines
-from firewall_ray.cli import StageResult
 from firewall_ray.config.run import RunConfig
 from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, backbone_config, other_models
+from firewall_ray.stages import PIPELINE, load_stage
 from firewall_ray.stages.grade import run_grading
 from firewall_ray.stages.label import run_labeling
-from firewall_ray.stages.prepare_queries import run_prepare_queries
 from firewall_ray.stages.sample import run_sampling
 from firewall_ray.stages.score import run_scoring
+from firewall_ray.stages.stage import StageResult
 from firewall_ray.stages.train_router import run_training
 from firewall_ray.store.layout import ArtifactStore
 
-Stage = Callable[[RunConfig, ArtifactStore], list[StageResult]]
+Step = Callable[[RunConfig, ArtifactStore], list[StageResult]]
 
 
-def prepare_queries(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
-    return [run_prepare_queries(config, store)]
+def steps() -> dict[str, Step]:
+    """By name, in order: the pipeline's stages but for its report, those with other models and pairs for all of them."""
+    own: dict[str, Step] = {"sample": sample, "grade": grade, "label": label}
+    of_pipeline = {verb: own.get(verb, load_stage(verb).results) for verb in PIPELINE if verb != "report"}
+    return {**of_pipeline, "backbones": backbones, "baselines": baselines}
 
 
 def sample(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
@@ -51,14 +54,6 @@ def baselines(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
     return results
 
 
-def train_router(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
-    return [run_training(config, store)]
-
-
-def score(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
-    return [run_scoring(config, store)]
-
-
 def backbones(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
     """Table 4: train and score the routers of every other backbone."""
     results = []
@@ -66,9 +61,6 @@ def backbones(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
         changed, place = backbone_config(config, name), BackboneStore(store.root, name)
         results += [{**run(changed, place), "backbone": name} for run in (run_training, run_scoring)]
     return results
-
-
-STAGES: tuple[Stage, ...] = (prepare_queries, sample, grade, label, train_router, score, backbones, baselines)
 
 
 def _other_pairs(config: RunConfig, store: ArtifactStore) -> list[tuple[RunConfig, PairStore]]:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firewall_ray import policy
-from firewall_ray.cli import StageResult
 from firewall_ray.config.run import EvaluationConfig, RunConfig
 from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores
@@ -22,6 +21,7 @@ from firewall_ray.evaluation.metrics import performance_curve
 from firewall_ray.relabel.stores import FoldedStore
 from firewall_ray.router.card import load_card
 from firewall_ray.stages.report import COMPARED, without_nan
+from firewall_ray.stages.stage import Output, StageResult, make
 from firewall_ray.store.dataset import fingerprint
 from firewall_ray.store.layout import ArtifactStore
 
@@ -46,8 +46,9 @@ def run_comparison(
         "evaluation": config.evaluation.model_dump(mode="json"),
         "serve_config": fingerprint(serve_file.content),
     }
-    action = "skip" if dataset.plan(settings, force=force) == "skip" else "run"
-    if action == "run":
+    output = Output.plan("compare", dataset, settings, force=force)
+
+    def write() -> dict[str, str]:
         queries, validation_ids = read_labels(folded, [])
         old_scores, new_scores = (read_scores(folded, name, queries, validation_ids) for name in (in_service, new))
         of_run = set(store.labels().require(["query_id"]).read(["query_id"])["query_id"].to_pylist())
@@ -61,13 +62,14 @@ def run_comparison(
         }
         comparison["is_better"] = is_better(comparison["held_out"][ALL]["difference"][DECIDES])
         strict = without_nan({**comparison, "held_out": _plain(comparison["held_out"])})
-        dataset.begin(settings)
+        output.begin()
         dataset.write_bytes("comparison.json", json.dumps(strict, indent=2, allow_nan=False).encode())
         dataset.write_bytes("comparison.md", markdown(strict).encode())
         if comparison["is_better"]:
             dataset.write_bytes(SERVE_FILE, serve_file.with_router(new, comparison["version"]).encode())
-        dataset.finish(config.model_dump(mode="json"), {"winner": new if comparison["is_better"] else in_service})
-    return {"stage": "compare", "action": action, "path": dataset.path, **dataset.manifest()["counts"]}
+        return {"winner": new if comparison["is_better"] else in_service}
+
+    return make(config, output, write)
 
 
 def compare(

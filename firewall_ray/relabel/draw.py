@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from firewall_ray.cli import StageResult
 from firewall_ray.config.run import PairConfig, RunConfig
 from firewall_ray.errors import ArtifactError
 from firewall_ray.policy import tie_hash
 from firewall_ray.relabel.stores import DRAWN, FOLDER, RoundStore
+from firewall_ray.stages.stage import Output, StageResult, make
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
 
@@ -42,8 +42,9 @@ def run_draw(
     """
     drawn = round_store.drawn()
     settings = {"limit": limit, "seed": config.relabel.seed, "pair": config.pair.model_dump()}
-    action = "skip" if drawn.plan(settings, force=force) == "skip" else "run"
-    if action == "run":
+    output = Output.plan("draw", drawn, settings, force=force)
+
+    def write() -> dict[str, object]:
         decisions = store.decisions().require(["query_id", "text"])
         earlier = earlier_rounds(store, config.pair, but=round_store.name)
         labelled = [store.labels(), *(RoundStore(store.root, name).labels() for name in earlier)]
@@ -61,11 +62,12 @@ def run_draw(
         chosen, counts = draw(rows, known, limit, config.relabel.seed)
         if not chosen:
             raise ArtifactError(f"{decisions.kind}: {decisions.path} has nothing to draw: {_sentence(counts)}")
-        drawn.begin(settings)
+        output.begin()
         with drawn.writer() as writer:
             writer.write_table(pa.Table.from_pylist([row._asdict() for row in chosen], schema=DRAWN))
-        drawn.finish(config.model_dump(mode="json"), {"queries": len(chosen), **counts, "earlier_rounds": earlier})
-    return {"stage": "draw", "action": action, "path": drawn.path, **drawn.manifest()["counts"]}
+        return {"queries": len(chosen), **counts, "earlier_rounds": earlier}
+
+    return make(config, output, write)
 
 
 def draw(

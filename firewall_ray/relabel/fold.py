@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from firewall_ray.cli import StageResult
 from firewall_ray.config.run import RunConfig
 from firewall_ray.relabel.stores import RoundStore
+from firewall_ray.stages.stage import Output, StageResult, make
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.layout import ArtifactStore
 
@@ -23,16 +23,18 @@ def run_fold(config: RunConfig, store: ArtifactStore, round_store: RoundStore, *
     sources["this_round"] = round_store.labels()
     folded = round_store.folded()
     settings = {"labels": [labels.require().identity() for labels in sources.values()]}
-    action = "skip" if folded.plan(settings, force=force) == "skip" else "run"
-    if action == "run":
+    output = Output.plan("fold", folded, settings, force=force)
+
+    def write() -> dict[str, int]:
         counts: Counter[str] = Counter()
-        folded.begin(settings)
+        output.begin()
         with folded.writer() as writer:
             for number, rows in fold(list(sources.values())):
                 writer.write_table(rows)
                 counts[list(sources)[number]] += len(rows)
-        folded.finish(config.model_dump(mode="json"), {"labels": counts.total(), **counts})
-    return {"stage": "fold", "action": action, "path": folded.path, **folded.manifest()["counts"]}
+        return {"labels": counts.total(), **counts}
+
+    return make(config, output, write)
 
 
 def fold(sources: Sequence[Dataset]) -> Iterator[tuple[int, pa.Table]]:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from firewall_ray.cli import StageResult
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import TaskError
 from firewall_ray.relabel.stores import RoundStore
 from firewall_ray.schemas import QUERIES, SPLITS
+from firewall_ray.stages.stage import Output, StageResult, make
 from firewall_ray.store.dataset import fingerprint
 from firewall_ray.tasks import get_task, known_tasks
 from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
@@ -61,15 +61,16 @@ def run_references(
         logger.warning("relabel: %s references are of queries that this round has not drawn", f"{unused:,}")
     queries = round_store.queries()
     settings = {"rows": fingerprint({"rows": rows})}
-    action = "skip" if queries.plan(settings, force=force) == "skip" else "run"
-    if action == "run":
-        queries.begin(settings)
+    output = Output.plan("references", queries, settings, force=force)
+
+    def write() -> dict[str, int]:
+        output.begin()
         with queries.writer() as writer:
             writer.write_table(pa.Table.from_pylist(rows, schema=QUERIES))
         of_split = Counter(row["split"] for row in rows)
-        counts = {"queries": len(rows), "not_gradable": len(drawn) - len(rows), **{split: of_split[split] for split in SPLITS}}
-        queries.finish(config.model_dump(mode="json"), counts)
-    return {"stage": "references", "action": action, "path": queries.path, **queries.manifest()["counts"]}
+        return {"queries": len(rows), "not_gradable": len(drawn) - len(rows), **{split: of_split[split] for split in SPLITS}}
+
+    return make(config, output, write)
 
 
 def references_of_tasks(config: RunConfig, wanted: set[str]) -> dict[str, Reference]:

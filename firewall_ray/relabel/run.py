@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from pyarrow import fs as pafs
 
-from firewall_ray.cli import StageResult
 from firewall_ray.config.run import OpenAIModelConfig, RunConfig
 from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.errors import ConfigError
@@ -23,6 +22,7 @@ from firewall_ray.stages.grade import run_grading
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.sample import run_sampling
 from firewall_ray.stages.score import card_of, run_scoring
+from firewall_ray.stages.stage import StageResult
 from firewall_ray.stages.train_router import run_training
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.layout import ArtifactStore

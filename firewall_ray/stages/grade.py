@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from firewall_ray.cli import StageResult
 from firewall_ray.cluster.progress import watch
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure
 from firewall_ray.schemas import GRADES, SAMPLES
 from firewall_ray.stages.grading_blocks import SampleRows, look_over, plan_blocks, read_block
 from firewall_ray.stages.prepare_queries import read_queries, tasks_of
+from firewall_ray.stages.stage import Output, Stage, StageResult, make
 from firewall_ray.store.dataset import Action, Dataset
 from firewall_ray.store.joins import LocalRows, Spill, buckets_of, num_buckets, spill_folder
 from firewall_ray.store.layout import ArtifactStore
@@ -73,18 +73,20 @@ def run_grading(
             "grading": options,
             "limit": limit,
         }
-        action = _plan(grades, settings, force=force, retry_errors=retry_errors)
-        if action != "skip":
+        output = Output("grade", grades, settings, _plan(grades, settings, force=force, retry_errors=retry_errors), {"model": key})
+
+        def write(samples: Dataset = samples, output: Output = output, key: str = key) -> dict[str, int]:
             rows = look_over(samples, queries, tasks, only_known=limit is not None)
-            _begin(grades, settings, resumes=action == "resume")
-            _grade_rows(samples, rows, grades, key, queries, options, tasks, config.grading.batch_size)
-            compact(grades)
-            check_whole(grades, len(rows.ids), rows.ids.column("query_id"))
-            grades.finish(config.model_dump(mode="json"), _count(grades, rows.num_without))
-        counts = grades.manifest()["counts"]
-        if counts["errors"]:
-            logger.warning("grade: %s of %s rows of %s have an error", f"{counts['errors']:,}", f"{counts['rows']:,}", key)
-        results.append({"stage": "grade", "model": key, "action": action, "path": grades.path, **counts})
+            _begin(output)
+            _grade_rows(samples, rows, output.dataset, key, queries, options, tasks, config.grading.batch_size)
+            compact(output.dataset)
+            check_whole(output.dataset, len(rows.ids), rows.ids.column("query_id"))
+            return _count(output.dataset, rows.num_without)
+
+        result = make(config, output, write)
+        if result["errors"]:
+            logger.warning("grade: %s of %s rows of %s have an error", f"{result['errors']:,}", f"{result['rows']:,}", key)
+        results.append(result)
     return results
 
 
@@ -102,13 +104,14 @@ def _plan(grades: Dataset, settings: Mapping[str, Any], *, force: bool, retry_er
     return "resume" if has_new_samples or (retry_errors and grades.manifest()["counts"]["errors"]) else "skip"
 
 
-def _begin(grades: Dataset, settings: Mapping[str, Any], *, resumes: bool) -> None:
-    if resumes:
+def _begin(output: Output) -> None:
+    if output.action == "resume":
+        grades = output.dataset
         recover(grades)
-        if (grades.settings() or {})["inputs"] != settings["inputs"]:
+        if (grades.settings() or {})["inputs"] != output.settings["inputs"]:
             # Errors among the parts of a killed run stand for done (see `missing_ids`), but their samples may have been made again.
             compact(grades)
-    grades.begin(settings, keep_files=resumes)
+    output.begin()
 
 
 def _sampled_of_pair(config: RunConfig, store: ArtifactStore) -> list[str]:
@@ -262,3 +265,6 @@ def _worker_errors(where: str) -> Iterator[None]:
         if isinstance(cause, pa.ArrowException | OSError):
             raise ArtifactError(f"{where} cannot be read to its end: {cause}. Restore the file, or sample again.") from e
         raise SystemFailure(f"grade: a worker failed on {where}: {e}") from e
+
+
+STAGE = Stage("grade", run_grading, reads=("queries", "samples"), writes=("grades",), needs_ray=True, retries=True)

@@ -23,14 +23,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from firewall_ray.cli import StageResult
 from firewall_ray.config.queries import OutcomesConfig
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError, TaskError
 from firewall_ray.schemas import GRADES, QUERIES
 from firewall_ray.stages.outcome_answers import Asked, collect, grade_of, num_samples
 from firewall_ray.stages.prepare_queries import quotas
-from firewall_ray.store.dataset import BATCH_ROWS, Dataset
+from firewall_ray.stages.stage import Output, Stage, StageResult, action_of
+from firewall_ray.store.dataset import BATCH_ROWS
 from firewall_ray.store.joins import MAX_BUCKETS, READ_ROWS, LocalRows, Spill, spill_folder
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import make_query, query_id
@@ -71,17 +71,17 @@ def run_import(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
     path = Path(outcomes.path).expanduser()
     settings = {"outcomes": outcomes.model_dump(mode="json"), "models": names, "content": _digest(path), "limit": limit}
     datasets = {"queries": store.queries(), **{key: store.grades(key) for key in names}}
-    actions = {name: dataset.plan(settings, force=force) for name, dataset in datasets.items()}
-    if set(actions.values()) != {"skip"}:
+    outputs = {
+        name: Output.plan("import_outcomes", dataset, settings, force=force, dataset=name) for name, dataset in datasets.items()
+    }
+    if action_of(outputs.values()) != "skip":
+        for output in outputs.values():
+            output.action = "run"  # of one file: all or none
         with spill_folder() as folder:
             found = _sorted_out(path, outcomes, names, folder)
             kept = quotas(found.num_queries, limit)
-            _write(datasets, settings, config.model_dump(mode="json"), found.in_order(kept), kept)
-    action = "skip" if set(actions.values()) == {"skip"} else "run"
-    return [
-        {"stage": "import_outcomes", "dataset": name, "action": action, "path": dataset.path, **dataset.manifest()["counts"]}
-        for name, dataset in datasets.items()
-    ]
+            _write(config, outputs, found.in_order(kept), kept)
+    return [output.result() for output in outputs.values()]
 
 
 def _sorted_out(path: Path, outcomes: OutcomesConfig, names: Mapping[str, str], folder: Path) -> "Found":
@@ -172,32 +172,31 @@ def _row(task: str, question: str, asked: Asked, outcomes: OutcomesConfig) -> di
 
 
 def _write(
-    datasets: Mapping[str, Dataset],
-    settings: Mapping[str, Any],
-    config: Mapping[str, Any],
+    config: RunConfig,
+    outputs: Mapping[str, Output],
     rows: Iterator[dict[str, Any]],
     kept: Mapping[tuple[str, str], int],
 ) -> None:
     """All datasets at the same time, in one pass over the rows of `QUERIES_AND_GRADES`."""
     num_queries = sum(kept.values())
-    counts: dict[str, Counter[str]] = {name: Counter() for name in datasets}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in outputs}
     counts["queries"].update({"rows": num_queries, **{f"{task}/{split}": n for (task, split), n in kept.items()}})
-    for dataset in datasets.values():
-        dataset.begin(settings)
+    for output in outputs.values():
+        output.begin()
     with ExitStack() as stack:
-        writers = {name: stack.enter_context(dataset.writer()) for name, dataset in datasets.items()}
+        writers = {name: stack.enter_context(output.dataset.writer()) for name, output in outputs.items()}
         while batch := list(itertools.islice(rows, BATCH_ROWS)):
             writers["queries"].write_table(pa.Table.from_pylist(batch, schema=QUERIES))
             grades = [{"query_id": row["query_id"], "task": row["task"], **grade} for row in batch for grade in row["grades"]]
-            for key in datasets.keys() - {"queries"}:
+            for key in outputs.keys() - {"queries"}:
                 of_model = [grade for grade in grades if grade["model"] == key]
                 writers[key].write_table(pa.Table.from_pylist(of_model, schema=GRADES))
                 counts[key]["rows"] += len(of_model)
                 counts[key]["errors"] += sum(grade["error"] is not None for grade in of_model)
-    for name, dataset in datasets.items():
+    for name, output in outputs.items():
         if name != "queries":
             counts[name]["queries_without_answers"] = num_queries - counts[name]["rows"]
-        dataset.finish(config, dict(counts[name]))
+        output.finish(config, dict(counts[name]))
 
 
 def _model_names(config: RunConfig, outcomes: OutcomesConfig) -> dict[str, str]:
@@ -218,3 +217,6 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as e:
         raise TaskError(f"queries.outcomes.path: {path}: {e.strerror}. Name a file of outcomes.") from e
+
+
+STAGE = Stage("import_outcomes", run_import, reads=(), writes=("queries", "grades"))

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from firewall_ray.cli import StageResult
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError
 from firewall_ray.labels import compute_labels, pass_rate
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
 from firewall_ray.stages.prepare_queries import check_splits, read_queries
+from firewall_ray.stages.stage import Output, Stage, StageResult, make
 from firewall_ray.store.joins import Spill, num_buckets, spill_errors, spill_folder
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.query_ids import check_unique
@@ -46,39 +46,39 @@ def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None =
         "inputs": [dataset.identity() for dataset in (queries, weak, strong)],
         "limit": limit,
     }
-    if labels.plan(settings, force=force) == "skip":
-        return {"stage": "label", "action": "skip", "path": labels.path, **labels.manifest()["counts"]}
+    output = Output.plan("label", labels, settings, force=force)
 
-    chosen = None if limit is None else pa.chunked_array(read_queries(store, limit).column("query_id"), pa.string())
-    count = num_buckets(max(dataset.num_rows() for dataset in (queries, weak, strong)))
-    with spill_folder() as folder:
-        spills = {
-            "queries": Spill.of(queries, QUERY_COLUMNS, count, folder / "queries"),
-            "weak": Spill.of(weak, GRADE_COLUMNS, count, folder / "weak"),
-            "strong": Spill.of(strong, GRADE_COLUMNS, count, folder / "strong"),
-        }
-        left_out: Counter[str] = Counter()
-        num_labels = 0
-        whole = folder / "labels.parquet"
-        with row_writer(lambda: pa.OSFile(str(whole), "wb"), LABELS, spill_errors) as writer:
-            for number in range(count):
-                rows, reasons = label_rows(chosen=chosen, **{name: spill.bucket(number) for name, spill in spills.items()})
-                writer.write_table(rows)
-                left_out += reasons
-                num_labels += rows.num_rows
-                logger.info("label: %d of %d buckets, %s labels", number + 1, count, f"{num_labels:,}")
-        if not num_labels:
-            raise ArtifactError(
-                f"labels: none of the queries in {queries.path} has verdicts of both models in {weak.path} and {strong.path}: "
-                f"{_sentence(left_out)}. Grade the samples of these queries first."
-            )
-        labels.begin(settings)
-        labels.add_file(whole)
-    if left_out:
-        logger.warning("label: left out: %s", _sentence(left_out))
-    counts = {"labels": num_labels, "left_out": dict(left_out)}
-    labels.finish(config.model_dump(mode="json"), counts)
-    return {"stage": "label", "action": "run", "path": labels.path, **counts}
+    def write() -> dict[str, Any]:
+        chosen = None if limit is None else pa.chunked_array(read_queries(store, limit).column("query_id"), pa.string())
+        count = num_buckets(max(dataset.num_rows() for dataset in (queries, weak, strong)))
+        with spill_folder() as folder:
+            spills = {
+                "queries": Spill.of(queries, QUERY_COLUMNS, count, folder / "queries"),
+                "weak": Spill.of(weak, GRADE_COLUMNS, count, folder / "weak"),
+                "strong": Spill.of(strong, GRADE_COLUMNS, count, folder / "strong"),
+            }
+            left_out: Counter[str] = Counter()
+            num_labels = 0
+            whole = folder / "labels.parquet"
+            with row_writer(lambda: pa.OSFile(str(whole), "wb"), LABELS, spill_errors) as writer:
+                for number in range(count):
+                    rows, reasons = label_rows(chosen=chosen, **{name: spill.bucket(number) for name, spill in spills.items()})
+                    writer.write_table(rows)
+                    left_out += reasons
+                    num_labels += rows.num_rows
+                    logger.info("label: %d of %d buckets, %s labels", number + 1, count, f"{num_labels:,}")
+            if not num_labels:
+                raise ArtifactError(
+                    f"labels: none of the queries in {queries.path} has verdicts of both models in {weak.path} and {strong.path}: "
+                    f"{_sentence(left_out)}. Grade the samples of these queries first."
+                )
+            output.begin()
+            labels.add_file(whole)
+        if left_out:
+            logger.warning("label: left out: %s", _sentence(left_out))
+        return {"labels": num_labels, "left_out": dict(left_out)}
+
+    return make(config, output, write)
 
 
 def label_rows(
@@ -176,3 +176,6 @@ def _sentence(left_out: Mapping[str, int]) -> str:
         role, reason = key.split("_")
         parts.append(f"{count:,} {texts[reason].format(role)}")
     return ", ".join(parts)
+
+
+STAGE = Stage("label", run_labeling, reads=("queries", "grades"), writes=("labels",))

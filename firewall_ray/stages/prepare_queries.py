@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from firewall_ray.cli import StageResult
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, TaskError
 from firewall_ray.schemas import QUERIES, SPLITS
+from firewall_ray.stages.stage import Output, Stage, StageResult, make
 from firewall_ray.store.dataset import BATCH_ROWS, Dataset
 from firewall_ray.store.joins import READ_ROWS, LocalRows
 from firewall_ray.store.layout import ArtifactStore
@@ -44,21 +44,21 @@ def run_prepare_queries(config: RunConfig, store: ArtifactStore, *, limit: int |
     known, tasks = known_tasks(config.queries.custom_tasks()), config.queries.tasks.options()
     settings = {"tasks": tasks, "limit": limit}
     queries = store.queries()
-    if queries.plan(settings, force=force) == "skip":
-        return {"stage": "prepare_queries", "action": "skip", "path": queries.path, **queries.manifest()["counts"]}
+    output = Output.plan("prepare_queries", queries, settings, force=force)
 
-    kept = quotas(_count(lambda: _load(tasks, known)), limit)
-    if not kept:
-        options = ", ".join(f"queries.tasks.{name}.num_train, num_validation, num_test" for name in tasks)
-        raise TaskError(f"There are no queries: the tasks {sorted(tasks)} have none. Raise one of {options}.")
-    queries.begin(settings)
-    with queries.writer() as writer:
-        rows = keep_first(_load(tasks, known), kept)
-        while batch := list(itertools.islice(rows, BATCH_ROWS)):
-            writer.write_batch(pa.RecordBatch.from_arrays([pa.array(c) for c in zip(*batch, strict=True)], schema=QUERIES))
-    counts = {"queries": kept.total(), **{f"{task}/{split}": number for (task, split), number in kept.items()}}
-    queries.finish(config.model_dump(mode="json"), counts)
-    return {"stage": "prepare_queries", "action": "run", "path": queries.path, **counts}
+    def write() -> dict[str, int]:
+        kept = quotas(_count(lambda: _load(tasks, known)), limit)
+        if not kept:
+            options = ", ".join(f"queries.tasks.{name}.num_train, num_validation, num_test" for name in tasks)
+            raise TaskError(f"There are no queries: the tasks {sorted(tasks)} have none. Raise one of {options}.")
+        output.begin()
+        with queries.writer() as writer:
+            rows = keep_first(_load(tasks, known), kept)
+            while batch := list(itertools.islice(rows, BATCH_ROWS)):
+                writer.write_batch(pa.RecordBatch.from_arrays([pa.array(c) for c in zip(*batch, strict=True)], schema=QUERIES))
+        return {"queries": kept.total(), **{f"{task}/{split}": number for (task, split), number in kept.items()}}
+
+    return make(config, output, write)
 
 
 def read_queries(store: ArtifactStore, limit: int | None = None) -> LocalRows:
@@ -188,3 +188,6 @@ def _is_json_object(text: str) -> bool:
         return isinstance(json.loads(text), dict)
     except ValueError:
         return False
+
+
+STAGE = Stage("prepare_queries", run_prepare_queries, reads=(), writes=("queries",))

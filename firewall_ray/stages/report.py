@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firewall_ray import policy
-from firewall_ray.baselines.trivial import oracle_p_weak
 from firewall_ray.config.run import RunConfig
 from firewall_ray.evaluation import html, plots
 from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores, router_names, scores_label
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, paired_bootstrap, percentile_interval
-from firewall_ray.evaluation.metrics import FRACTIONS, MIN_GAP, performance_curve
-from firewall_ray.store.dataset import Dataset, versions
+from firewall_ray.evaluation.metrics import FRACTIONS, MIN_GAP, oracle_p_weak, performance_curve
+from firewall_ray.stages.stage import Output, Stage, StageResult, make
+from firewall_ray.store.dataset import versions
 from firewall_ray.store.layout import ArtifactStore
 
 logger = logging.getLogger("firewall_ray")
@@ -34,7 +34,7 @@ COMPARED = ("apgr", "pass_rate_20", "pass_rate_50", "pass_rate_80")
 Report = dict[str, Any]
 
 
-def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> dict[str, Any]:
+def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> StageResult:
     """Evaluate every router under scores/ on the labelled test queries and write report/.
 
     Raises ArtifactMissing without labels or scores, ArtifactError where they do not fit (see `inputs`).
@@ -50,31 +50,24 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
         "limit": limit,
     }
     dataset = store.report()
-    result = {"stage": "report", "path": f"{dataset.path}/report.html"}
-    if dataset.plan(settings, force=force) == "skip":
-        return {**result, "action": "skip", **dataset.manifest()["counts"]}
+    output = Output.plan("report", dataset, settings, force=force, path=f"{dataset.path}/report.html")
 
-    designs = sorted({scores_label(name) for name in names})
-    queries, validation_ids = read_labels(store, designs, limit)
-    routers = [read_scores(store, name, queries, validation_ids) for name in names]
-    report = build_report(config, queries, routers, reference)
-    figures = plots.draw(report)
-    dataset.begin(settings)
-    for name, figure in figures.items():
-        file_name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)  # foreign tasks may be called anything
-        dataset.write_bytes(f"{file_name}.png", plots.png(figure))
-    page = html.render(report, {name: plots.svg(figure) for name, figure in figures.items()})
-    dataset.write_bytes("report.html", page.encode())
-    dataset.write_bytes("report.json", json.dumps(report, indent=2, allow_nan=False).encode())
-    counts = {"queries": len(queries), "routers": len(routers)}
-    dataset.finish(config.model_dump(mode="json"), counts)
-    return {**result, "action": "run", **counts}
+    def write() -> dict[str, int]:
+        designs = sorted({scores_label(name) for name in names})
+        queries, validation_ids = read_labels(store, designs, limit)
+        routers = [read_scores(store, name, queries, validation_ids) for name in names]
+        report = build_report(config, queries, routers, reference)
+        figures = plots.draw(report)
+        output.begin()
+        for name, figure in figures.items():
+            file_name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)  # foreign tasks may be called anything
+            dataset.write_bytes(f"{file_name}.png", plots.png(figure))
+        page = html.render(report, {name: plots.svg(figure) for name, figure in figures.items()})
+        dataset.write_bytes("report.html", page.encode())
+        dataset.write_bytes("report.json", json.dumps(report, indent=2, allow_nan=False).encode())
+        return {"queries": len(queries), "routers": len(routers)}
 
-
-def load_report(dataset: Dataset) -> Report:
-    """The finished report.json. Raises ArtifactMissing when there is none."""
-    loaded: Report = json.loads(dataset.require().read_bytes("report.json"))
-    return loaded
+    return make(config, output, write)
 
 
 def build_report(config: RunConfig, queries: LabelledQueries, routers: list[RouterScores], reference: str) -> Report:
@@ -217,3 +210,6 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value
+
+
+STAGE = Stage("report", run_report, reads=("labels", "scores"), writes=("report",))

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from firewall_ray.cli import StageResult
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
 from firewall_ray.cluster.pool import Pool
 from firewall_ray.cluster.workers import error_rows_of
@@ -26,6 +25,7 @@ from firewall_ray.engines.vllm import VllmSampler
 from firewall_ray.errors import ConfigError
 from firewall_ray.schemas import SAMPLES
 from firewall_ray.stages.prepare_queries import read_queries, tasks_of
+from firewall_ray.stages.stage import Output, Stage, StageResult
 from firewall_ray.store.joins import LocalRows
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import get_task, known_tasks
@@ -57,7 +57,7 @@ def run_sampling(
     queries = read_queries(store, limit)
     spec = sampling_spec(config, tasks_of(queries))
     jobs = [SamplingJob(config, store, key, queries, spec, force=force, retry_errors=retry_errors) for key in keys]
-    pending = [job for job in jobs if job.action != "skip"]
+    pending = [job for job in jobs if job.output.is_wanted]
     for job in pending:  # all of them before the first engine starts: what is wrong shows at once
         job.check()
     done = {job.key: job.begin() for job in pending}
@@ -66,7 +66,7 @@ def run_sampling(
     finally:
         for job in pending:
             release_placement_groups(job.key)
-    return [job.result() for job in jobs]
+    return [job.output.result() for job in jobs]
 
 
 def sampling_spec(config: RunConfig, tasks: set[str]) -> SamplingSpec:
@@ -102,7 +102,7 @@ class SamplingJob:
         self.queries = queries
         self.spec = spec
         self.samples = store.samples(key)
-        self.settings = sample_settings(self.model, spec)
+        settings = sample_settings(self.model, spec)
         self.map = ActorMap(
             key=key,
             output=self.samples,
@@ -116,9 +116,12 @@ class SamplingJob:
             retry_errors=retry_errors,
             when_whole=self._finish,
         )
-        self.action = self.samples.plan(self.settings, force=force, costly=True, reusable=same_samples(key, self.samples.path))
-        if self.action == "skip" and self.map.num_missing():
-            self.action = "resume"
+        same = same_samples(key, self.samples.path)
+        self.output = Output.plan(
+            "sample", self.samples, settings, force=force, resumes=True, costly=True, reusable=same, model=key
+        )
+        if not self.output.is_wanted and self.map.num_missing():
+            self.output.action = "resume"
         self._num_to_do = 0
 
     def check(self) -> None:
@@ -131,8 +134,9 @@ class SamplingJob:
 
     def begin(self) -> int:
         """Returns how many queries are done already."""
-        resuming = self.action == "resume"
-        self.samples.begin(merged(self.samples.settings() if resuming else None, self.settings), keep_files=resuming)
+        recorded = self.samples.settings() if self.output.action == "resume" else None
+        self.output.settings = merged(recorded, self.output.settings)
+        self.output.begin()
         num_missing = self._num_to_do = self.map.num_missing()
         words = f"{num_missing:,} of {len(self.queries):,} queries"
         logger.info("sample: %s with %s (%s)", words, self.key, _engine_words(self.model))
@@ -140,12 +144,8 @@ class SamplingJob:
 
     def _finish(self) -> None:
         """As soon as this model's rows are whole, whatever the other one does: grading need not wait for both."""
-        self.samples.finish(self.config.model_dump(mode="json"), self._counts())
+        self.output.finish(self.config, self._counts())
         release_placement_groups(self.key)
-
-    def result(self) -> StageResult:
-        counts = self.samples.manifest()["counts"]
-        return {"stage": "sample", "model": self.key, "action": self.action, "path": self.samples.path, **counts}
 
     def _engine_arguments(self) -> dict[str, Any]:
         if isinstance(self.model, VllmModelConfig):
@@ -184,3 +184,6 @@ def _engine_words(model: ModelConfig) -> str:
         parallel = f", TP {model.tensor_parallel_size}" if model.tensor_parallel_size > 1 else ""
         return f"vLLM on {model.device}{parallel}, {model.replicas.min} to {model.replicas.max} engines"
     return f"{model.base_url}"
+
+
+STAGE = Stage("sample", run_sampling, reads=("queries",), writes=("samples",), needs_ray=True, retries=True)

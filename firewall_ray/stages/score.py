@@ -16,13 +16,13 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from firewall_ray.cli import StageResult
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
 from firewall_ray.cluster.pool import Pool, mapped, torch_pool
 from firewall_ray.cluster.progress import watch
 from firewall_ray.config.run import RunConfig, ScoringConfig
 from firewall_ray.router.card import RouterCard, load_card
 from firewall_ray.router.predict import RouterPredictor, local_copy
+from firewall_ray.stages.stage import Output, Stage, StageResult
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.joins import READ_ROWS, LocalRows
 from firewall_ray.store.layout import ArtifactStore
@@ -72,22 +72,20 @@ def run_scoring(
     source = (labels if labels.state() != "missing" else store.queries()).require(["query_id", "prompt"])
     routers = {name: store.router(name).require() for name in (config.router.designs if designs is None else designs)}
     settings = {name: {"router": routers[name].identity(), "prompts": source.identity(), "limit": limit} for name in routers}
-    actions = {name: store.scores(name).plan(settings[name], force=force) for name in routers}
-    wanted = [name for name, action in actions.items() if action != "skip"]
+    outputs = {name: Output.plan("score", store.scores(name), settings[name], force=force) for name in routers}
+    wanted = [name for name, output in outputs.items() if output.is_wanted]
     result = {"stage": "score", "path": f"{store.base}/scores", "routers": list(routers)}
     if not wanted:
         return {**result, "action": "skip", "num_scored": 0}
 
     rows = _prompts(source, limit)
-    work = _pass(store, wanted)
-    work_settings = {name: settings[name] for name in wanted}
-    resumes = work.plan(work_settings, force=force) == "resume"
+    work = Output.plan("score", _pass(store, wanted), {name: settings[name] for name in wanted}, force=force, resumes=True)
     for name in wanted:
-        store.scores(name).begin(settings[name])
-    work.begin(work_settings, keep_files=resumes)
+        outputs[name].begin()
+    work.begin()
     scoring = ActorMap(
         key="score",
-        output=work,
+        output=work.dataset,
         rows=rows,
         actor=ScoringActor,
         arguments={"store": store, "routers": wanted, "scoring": config.scoring},
@@ -98,12 +96,12 @@ def run_scoring(
     for name in wanted:
         output = store.scores(name)
         with output.writer() as writer:
-            for batch in work.iter_batches(["query_id", name]):
+            for batch in work.dataset.iter_batches(["query_id", name]):
                 writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=output.schema))
     for name in wanted:
-        store.scores(name).finish(config.model_dump(mode="json"), {"queries": len(rows)})
-    work.delete()
-    return {**result, "action": "resume" if resumes else "run", "num_scored": len(rows)}
+        outputs[name].finish(config, {"queries": len(rows)})
+    work.dataset.delete()
+    return {**result, "action": work.action, "num_scored": len(rows)}
 
 
 def _pass(store: ArtifactStore, routers: Sequence[str]) -> Dataset:
@@ -148,3 +146,6 @@ def scored_batches(
 def card_of(store: ArtifactStore, router: str) -> RouterCard:
     """The card of a finished router in the store. Raises ArtifactMissing or ModelError."""
     return load_card(store.router(router).require())
+
+
+STAGE = Stage("score", run_scoring, reads=("labels", "queries", "routers"), writes=("scores",), needs_ray=True)

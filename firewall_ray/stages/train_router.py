@@ -15,8 +15,6 @@ import ray.train
 from pyarrow import fs as pafs
 from ray.train.torch import TorchTrainer
 
-from firewall_ray.cli import StageResult
-from firewall_ray.cluster.needs import training_need
 from firewall_ray.cluster.progress import watch
 from firewall_ray.cluster.room import check_room
 from firewall_ray.config.run import RouterConfig, RunConfig, model_path
@@ -26,6 +24,8 @@ from firewall_ray.router.data import VALIDATION_COLUMNS, FixedShards, check_labe
 from firewall_ray.router.loop import TrainSpec, train_loop
 from firewall_ray.router.model import load_tokenizer, network_config
 from firewall_ray.router.waits import waits_said
+from firewall_ray.stages.needs import training_need
+from firewall_ray.stages.stage import Output, Stage, StageResult, action_of
 from firewall_ray.store.dataset import Dataset, fingerprint
 from firewall_ray.store.layout import ArtifactStore
 
@@ -64,11 +64,9 @@ def run_training(
         "labels": labels.identity(),
         "limit": limit,
     }
-    actions = {
-        design: store.router(design).plan({"design": design, **shared}, force=force, costly=True, reusable=same_result)
-        for design in designs
-    }
-    wanted = [design for design, action in actions.items() if action != "skip"]
+    how: dict[str, Any] = {"force": force, "resumes": True, "costly": True, "reusable": same_result}
+    outputs = {design: Output.plan("train_router", store.router(design), {"design": design, **shared}, **how) for design in designs}
+    wanted = [design for design, output in outputs.items() if output.is_wanted]
     result = {"stage": "train_router", "path": f"{store.base}/routers", "routers": list(designs)}
     if not wanted:
         return {**result, "action": "skip", "num_trained": 0}
@@ -80,7 +78,7 @@ def run_training(
     if force:
         _delete_folder(store.filesystem, checkpoints)
     for design in wanted:
-        store.router(design).begin({"design": design, **shared}, keep_files=actions[design] == "resume")
+        outputs[design].begin()
     untrained = [design for design in wanted if not _is_trained(store.router(design))]
     if untrained:
         # Rows of an epoch: those trained on, and those validated on at its end.
@@ -91,10 +89,14 @@ def run_training(
             _train(TrainSpec(store, router, tuple(untrained), counts["train"], progress), labels, checkpoints, limit)
     for design in wanted:
         write_card(config, design, store.router(design), counts)
-        store.router(design).finish(config.model_dump(mode="json"), counts)
+        outputs[design].finish(config, counts)
     _delete_folder(store.filesystem, checkpoints)
-    action = "resume" if "resume" in actions.values() else "run"
-    return {**result, "action": action, "num_trained": len(wanted), **{f"num_{split}": n for split, n in counts.items()}}
+    return {
+        **result,
+        "action": action_of(outputs.values()),
+        "num_trained": len(wanted),
+        **{f"num_{split}": n for split, n in counts.items()},
+    }
 
 
 def same_result(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -189,3 +191,6 @@ def _last_progress(filesystem: pafs.FileSystem, checkpoints: str) -> dict[str, A
         except (OSError, ValueError):  # cut off while it was written
             continue
     return None
+
+
+STAGE = Stage("train_router", run_training, reads=("labels",), writes=("routers", CHECKPOINTS_FOLDER), needs_ray=True)

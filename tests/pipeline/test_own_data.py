@@ -9,11 +9,12 @@ import pytest
 from handmade import make_config, sample, write
 
 from firewall_ray.config.run import RunConfig
+from firewall_ray.evaluation.table import load_report
 from firewall_ray.stages.grade import run_grading
 from firewall_ray.stages.import_outcomes import run_import
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.prepare_queries import read_queries, run_prepare_queries
-from firewall_ray.stages.report import load_report, run_report
+from firewall_ray.stages.report import run_report
 from firewall_ray.stages.score import run_scoring
 from firewall_ray.stages.train_router import run_training
 from firewall_ray.store.layout import ArtifactStore

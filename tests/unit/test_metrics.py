@@ -8,7 +8,6 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from firewall_ray.baselines.trivial import oracle_p_weak
 from firewall_ray.errors import EvaluationError
 from firewall_ray.evaluation.metrics import (
     METRICS,
@@ -19,6 +18,7 @@ from firewall_ray.evaluation.metrics import (
     curve_cpt,
     curve_pass_rate,
     evaluate,
+    oracle_p_weak,
     performance_curve,
     pgr,
 )

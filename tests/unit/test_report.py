@@ -18,10 +18,10 @@ from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ArtifactMissing
 from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.metrics import METRICS, UndefinedMetricWarning, evaluate
-from firewall_ray.evaluation.table import print_table
+from firewall_ray.evaluation.table import load_report, print_table
 from firewall_ray.policy import tie_hash
 from firewall_ray.schemas import LABELS, SCORES
-from firewall_ray.stages.report import load_report, run_report
+from firewall_ray.stages.report import run_report
 from firewall_ray.store.layout import ArtifactStore
 
 NUM = 240  # queries a task: half validation, half test

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from firewall_ray.cluster.needs import training_need
 from firewall_ray.config.run import RouterConfig
 from firewall_ray.router import waits
+from firewall_ray.stages.needs import training_need
 
 ROUTER = RouterConfig(num_workers=2, accelerator_type="A100")
 WORKER = {"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}
