@@ -1,6 +1,5 @@
 """labels/ and samples/ -> scores/<baseline>/: python jobs/baselines.py --config FILE"""
 
-from firewall_ray.baselines.run import run_baselines
 from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 
 
@@ -13,6 +12,8 @@ def main(
     a router each on BARTScore qualities of the samples. A killed job goes on where it stopped. --limit: rows of each split.
     """
     with job("baselines", config, root, set_, needs_ray=True) as context:
+        from firewall_ray.baselines.run import run_baselines  # seconds to import
+
         for result in run_baselines(context.config, context.store, limit=limit, force=force):
             context.report(result)
 

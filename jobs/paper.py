@@ -6,12 +6,6 @@ import typer
 
 from firewall_ray.cli import ConfigOption, LimitOption, RootOption, SetOption, job, run
 from firewall_ray.cluster.display import console
-from firewall_ray.paper.artifact import load_claims, run_paper
-from firewall_ray.paper.plan import make_plan
-from firewall_ray.paper.show import print_claims, print_plan
-from firewall_ray.paper.stages import steps
-from firewall_ray.paper.variants import other_models
-from firewall_ray.stages.needs import check_cluster
 from firewall_ray.store.leases import WHOLE_ROOT
 
 PlanOption = Annotated[
@@ -40,6 +34,14 @@ def main(
     """
     writes = [] if plan else [WHOLE_ROOT]
     with job("paper", config, root, set_, needs_ray=not (plan or tables_only), writes=writes) as context:
+        # Seconds to import, which --help need not wait for.
+        from firewall_ray.paper.artifact import load_claims, run_paper
+        from firewall_ray.paper.plan import make_plan
+        from firewall_ray.paper.show import print_claims, print_plan
+        from firewall_ray.paper.stages import steps
+        from firewall_ray.paper.variants import other_models
+        from firewall_ray.stages.needs import check_cluster
+
         if plan:
             made = make_plan(context.config, context.store)
             print_plan(made, console)
