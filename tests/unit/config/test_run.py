@@ -146,6 +146,6 @@ def test_the_label_designs_of_config_and_schema_are_the_same() -> None:
     assert LabelDesign.__args__ == LABEL_DESIGNS
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("jobs/configs/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[3].glob("jobs/configs/*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid(path: Path) -> None:
     load_config(path)

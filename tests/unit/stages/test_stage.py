@@ -14,7 +14,7 @@ from firewall_ray.stages.stage import Output, Stage, StageResult, action_of, mak
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.layout import ArtifactStore
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VERBS = (*PIPELINE, "import_outcomes")
 ROWS = pa.table({"query_id": ["a"], "p_weak": [0.5]}, schema=SCORES)
 

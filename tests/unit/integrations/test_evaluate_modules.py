@@ -13,7 +13,7 @@ from firewall_ray.evaluation.metrics import METRICS
 from firewall_ray.evaluation.metrics import evaluate as evaluate_router
 
 evaluate = pytest.importorskip("evaluate")
-MODULES = Path(__file__).parents[2] / "firewall_ray" / "evaluation" / "modules"
+MODULES = Path(__file__).parents[3] / "firewall_ray" / "integrations"
 
 Load = Callable[[str], Any]
 

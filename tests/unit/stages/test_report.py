@@ -399,7 +399,7 @@ def test_the_job_prints_the_table_and_one_json_line(tmp_path: Path) -> None:
     write(tmp_path / "root", labels, soft_block=scores_table(labels))
     yaml = tmp_path / "run.yaml"
     yaml.write_text(config(tmp_path).model_dump_json(exclude_defaults=True))
-    repository = Path(__file__).parents[2]
+    repository = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "jobs/report.py", "--config", str(yaml), "--root", str(tmp_path / "root")],
         capture_output=True,
