@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import typer
 
 from firewall_ray.cluster.connect import connected
-from firewall_ray.config.run import RunConfig, VllmModelConfig, load_config
+from firewall_ray.config.models import VllmModelConfig
+from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.engines.vllm import engine_args
 from firewall_ray.stages.prepare_queries import run_prepare_queries

@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from firewall_ray.cluster.connect import connected
-from firewall_ray.config.run import RunConfig, VllmModelConfig, load_config
+from firewall_ray.config.models import VllmModelConfig
+from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.store.dataset import versions
 from firewall_ray.store.layout import ArtifactStore
 from serve_app import serve_settings

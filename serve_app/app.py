@@ -10,7 +10,8 @@ from ray import serve
 from ray.serve.deployment import Application
 from ray.serve.llm import build_llm_deployment
 
-from firewall_ray.config.run import OpenAIModelConfig, RunConfig, load_config
+from firewall_ray.config.models import OpenAIModelConfig
+from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.config.serving import Route
 from firewall_ray.errors import ConfigError
 from firewall_ray.router.card import load_card

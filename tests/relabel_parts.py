@@ -7,7 +7,8 @@ from handmade import write
 from ray.serve.schema import ServeDeploySchema
 from tiny_router import make_card
 
-from firewall_ray.config.run import RouterConfig, RunConfig
+from firewall_ray.config.router import RouterConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.relabel.stores import RoundStore
 from firewall_ray.router.card import CARD_FILE

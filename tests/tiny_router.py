@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from firewall_ray.config.run import BackboneConfig, RouterConfig
+from firewall_ray.config.base import BackboneConfig
+from firewall_ray.config.router import RouterConfig
 from firewall_ray.policy import QuantileTable
 from firewall_ray.router.card import CARD_FILE, EpochMetrics, Interval, ModelOfPair, RouterCard
 from firewall_ray.router.model import build_model, load_tokenizer

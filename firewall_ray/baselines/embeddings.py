@@ -19,7 +19,8 @@ from firewall_ray.baselines.embedders import api_key, make_embedder, sentence_em
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
 from firewall_ray.cluster.pool import torch_pool
 from firewall_ray.config.baselines import EmbeddingConfig
-from firewall_ray.config.run import RunConfig, VllmModelConfig, model_path
+from firewall_ray.config.models import VllmModelConfig, model_path
+from firewall_ray.config.run import RunConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
 from firewall_ray.schemas import EMBEDDINGS

@@ -21,7 +21,8 @@ from firewall_ray.baselines.hybrid_llm import best_threshold, deterministic_labe
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
 from firewall_ray.cluster.pool import torch_pool
 from firewall_ray.config.baselines import BartScoreConfig
-from firewall_ray.config.run import RunConfig, model_path
+from firewall_ray.config.models import model_path
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError
 from firewall_ray.router.predict import local_copy
 from firewall_ray.schemas import HYBRID_LABELS, QUALITIES

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from firewall_ray.config.run import VllmModelConfig, model_path
+from firewall_ray.config.models import VllmModelConfig, model_path
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 
 import httpx
 
-from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.engines.http_answers import CompletionError
 from firewall_ray.engines.http_patience import Patience, describe, is_account
 from firewall_ray.errors import EngineDied

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
-from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.engines.http_answers import CompletionError
 
 # 425, 52x and 529: a server, Cloudflare before it, and Anthropic, that have no room or no backend now.

@@ -8,7 +8,7 @@ Tasks add up: a record keeps each task's own settings for as long as its rows ar
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from firewall_ray.config.run import ModelConfig, VllmModelConfig
+from firewall_ray.config.models import ModelConfig, VllmModelConfig
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ArtifactError
 

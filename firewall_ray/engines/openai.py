@@ -20,7 +20,7 @@ import httpx
 import pyarrow as pa
 
 from firewall_ray.config.api_key import read_api_key
-from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.engines.http_answers import CompletionError, answer_of, completions_of, cut, first_token_margin, usage_of
 from firewall_ray.engines.http_dialect import Body, Dialect
 from firewall_ray.engines.http_outage import OF_ONE_QUERY, Outages

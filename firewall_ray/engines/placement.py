@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from firewall_ray.cluster.groups import ActorGroups, release_groups
 from firewall_ray.cluster.room import accelerator
-from firewall_ray.config.run import ModelConfig, VllmModelConfig
+from firewall_ray.config.models import ModelConfig, VllmModelConfig
 
 
 def engine_bundles(model: VllmModelConfig) -> list[dict[str, float]]:

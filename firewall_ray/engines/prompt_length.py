@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from firewall_ray.config.run import VllmModelConfig
+from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ModelError, TaskError

@@ -2,7 +2,7 @@
 
 from firewall_ray.cluster import room
 from firewall_ray.cluster.room import Need, Resources
-from firewall_ray.config.run import ModelConfig, VllmModelConfig
+from firewall_ray.config.models import ModelConfig, VllmModelConfig
 from firewall_ray.engines.placement import engine_bundles, placement_strategy
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from firewall_ray.config.run import VllmModelConfig
+from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.engines.orphans import core_ends_with_actor
 from firewall_ray.engines.report import EngineReport
 from firewall_ray.engines.rows import Completion, SamplingSpec, error_row, sample_row, to_table

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.config.paper import ThroughputConfig, WorkloadConfig
-from firewall_ray.config.run import RunConfig, VllmModelConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.paper.shape import memory, num_parameters, shape_of
 from firewall_ray.paper.variants import backbone_config, other_models

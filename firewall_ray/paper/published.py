@@ -4,7 +4,8 @@ Peng et al., "Firewall Routing: Blocking Leads to Better Hybrid Inference for LL
 (aclanthology.org/2025.emnlp-main.331). See docs/reproduction.md.
 """
 
-from firewall_ray.config.run import OpenAIModelConfig, RunConfig
+from firewall_ray.config.models import OpenAIModelConfig
+from firewall_ray.config.run import RunConfig
 
 # APGR of the paper's router on its three benchmarks. No intervals are printed there.
 APGR = {"triviaqa": 0.550, "gsm8k": 0.667, "humaneval": 0.531}

@@ -5,8 +5,8 @@ Checked against the published counts: Llama-3.2-1B has 1,235,814,400 parameters,
 
 from typing import Any
 
+from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.config.paper import ShapeConfig
-from firewall_ray.config.run import VllmModelConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ConfigError
 

@@ -6,7 +6,8 @@ A report is what `evaluation/report.py` builds, the content of report.json, so e
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from firewall_ray.config.run import BackboneConfig, PaperConfig
+from firewall_ray.config.base import BackboneConfig
+from firewall_ray.config.run import PaperConfig
 from firewall_ray.paper import published
 from firewall_ray.paper.table import Cell, Row, Table
 from firewall_ray.schemas import LABEL_DESIGNS

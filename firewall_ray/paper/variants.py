@@ -3,7 +3,8 @@
 Runs in the driver and, with the routers, on workers. Stages take a store and so need not know of any of this.
 """
 
-from firewall_ray.config.run import PairConfig, RunConfig
+from firewall_ray.config.base import PairConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.schemas import LABELS, SCORES
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.layout import ArtifactStore

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from firewall_ray.config.run import PairConfig, RunConfig
+from firewall_ray.config.base import PairConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError
 from firewall_ray.policy import tie_hash
 from firewall_ray.relabel.stores import DRAWN, FOLDER, RoundStore

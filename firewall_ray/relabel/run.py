@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from pyarrow import fs as pafs
 
-from firewall_ray.config.run import OpenAIModelConfig, RunConfig
+from firewall_ray.config.models import OpenAIModelConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.errors import ConfigError
 from firewall_ray.relabel.comparison import run_comparison

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from firewall_ray.config.base import Name
-from firewall_ray.config.run import EvaluationConfig, OpenAIModelConfig, RouterConfig, RunConfig
+from firewall_ray.config.models import OpenAIModelConfig
+from firewall_ray.config.router import RouterConfig
+from firewall_ray.config.run import EvaluationConfig, RunConfig
 from firewall_ray.errors import ModelError, PolicyError
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, percentile_interval
 from firewall_ray.evaluation.metrics import performance_curve

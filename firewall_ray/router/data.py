@@ -18,7 +18,7 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from ray.train import DataConfig
 from transformers import PreTrainedTokenizerBase
 
-from firewall_ray.config.run import BackboneConfig
+from firewall_ray.config.base import BackboneConfig
 from firewall_ray.errors import LabelError
 from firewall_ray.router.model import load_tokenizer
 from firewall_ray.store.dataset import Dataset

@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from firewall_ray.config.run import RouterConfig
+from firewall_ray.config.router import RouterConfig
 
 if TYPE_CHECKING:  # imported where it is used: it writes to stdout on import, and the driver does not need it
     import deepspeed

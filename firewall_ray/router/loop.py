@@ -30,7 +30,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedTokenizerBase
 
 from firewall_ray.cluster.progress import DriverHandler
-from firewall_ray.config.run import RouterConfig
+from firewall_ray.config.router import RouterConfig
 from firewall_ray.router.card import TRAINED_FILE, VALIDATION_FILE
 from firewall_ray.router.data import Collate, columns_of
 from firewall_ray.router.engine import make_engine, save_weights

@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from firewall_ray.config.run import BackboneConfig, RouterConfig
+from firewall_ray.config.base import BackboneConfig
+from firewall_ray.config.router import RouterConfig
 from firewall_ray.errors import ConfigError, ModelError
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Sequence
 
 from firewall_ray.cluster.room import Need, Resources, accelerator, actors_need, check_room
-from firewall_ray.config.run import RouterConfig, RunConfig
+from firewall_ray.config.router import RouterConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.engines.room import engine_need
 from firewall_ray.store.layout import ArtifactStore
 

@@ -19,7 +19,8 @@ import ray.data
 from pyarrow import fs as pafs
 
 from firewall_ray.cluster.connect import connected
-from firewall_ray.config.run import RayConfig, ScoringConfig
+from firewall_ray.config.router import ScoringConfig
+from firewall_ray.config.run import RayConfig
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, StorageFailure
 from firewall_ray.policy import exact_budget
 from firewall_ray.router.card import RouterCard

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
 from firewall_ray.cluster.pool import Pool
 from firewall_ray.cluster.workers import error_rows_of
-from firewall_ray.config.run import ModelConfig, RunConfig, VllmModelConfig, model_path
+from firewall_ray.config.models import ModelConfig, VllmModelConfig, model_path
+from firewall_ray.config.run import RunConfig
 from firewall_ray.engines.identity import merged, same_samples, sample_settings
 from firewall_ray.engines.openai import OpenAISampler, api_key
 from firewall_ray.engines.placement import engine_resources, release_placement_groups

@@ -19,7 +19,8 @@ import ray.data
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
 from firewall_ray.cluster.pool import Pool, mapped, torch_pool
 from firewall_ray.cluster.progress import watch
-from firewall_ray.config.run import RunConfig, ScoringConfig
+from firewall_ray.config.router import ScoringConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.router.card import RouterCard, load_card
 from firewall_ray.router.predict import RouterPredictor, local_copy
 from firewall_ray.stages.stage import Output, Stage, StageResult

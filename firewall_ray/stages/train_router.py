@@ -17,7 +17,9 @@ from ray.train.torch import TorchTrainer
 
 from firewall_ray.cluster.progress import watch
 from firewall_ray.cluster.room import check_room
-from firewall_ray.config.run import RouterConfig, RunConfig, model_path
+from firewall_ray.config.models import model_path
+from firewall_ray.config.router import RouterConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError, FirewallRayError, SystemFailure
 from firewall_ray.router.card import TRAINED_FILE, write_card
 from firewall_ray.router.data import VALIDATION_COLUMNS, FixedShards, check_labels, read_split

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 from starlette.types import Lifespan
 
-from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.config.serving import Route, ServingConfig
 from firewall_ray.store.dataset import Dataset
 from serve_app.errors import add_error_handlers, error_response

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.serve.llm import LLMConfig
 
-from firewall_ray.config.run import VllmModelConfig, model_path
+from firewall_ray.config.models import VllmModelConfig, model_path
 from firewall_ray.engines.placement import placement_strategy
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from pydantic_core import from_json, to_json
 
-from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.config.serving import ServingConfig
 from firewall_ray.engines.openai import api_key
 from serve_app.errors import error_body

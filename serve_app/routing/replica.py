@@ -15,7 +15,8 @@ from ray import serve
 from ray.serve.deployment import Application
 
 from firewall_ray.config.base import Name, Strict
-from firewall_ray.config.run import RunConfig, ScoringConfig
+from firewall_ray.config.router import ScoringConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.config.serving import BudgetControlConfig
 from firewall_ray.errors import ModelError
 from firewall_ray.policy import goes_strong

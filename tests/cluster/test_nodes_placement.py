@@ -14,7 +14,7 @@ from handmade import query, write
 from ray.util.placement_group import placement_group_table
 from ray_nodes import RayNodes, ray_nodes
 
-from firewall_ray.config.run import VllmModelConfig
+from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.engines.placement import engine_resources, release_placement_groups
 from firewall_ray.store.layout import ArtifactStore
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import make_config, query, sample, write
 
-from firewall_ray.config.run import HumanevalGradingConfig
+from firewall_ray.config.grading import HumanevalGradingConfig
 from firewall_ray.errors import SandboxUnavailable
 from firewall_ray.sandbox import sandbox as sandbox_module
 from firewall_ray.sandbox.program import Limits

@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 VLLM = """
 import os, time
-from firewall_ray.config.run import VllmModelConfig
+from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.engines import vllm
 from firewall_ray.engines.report import EngineReport
 

@@ -4,7 +4,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
-from firewall_ray.config.run import VllmModelConfig
+from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.engines.placement import engine_resources, release_placement_groups
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,8 @@ from tiny_labels import tiny_labels, write_labels
 from tiny_router import fill_folder
 from typer.testing import CliRunner
 
-from firewall_ray.config.run import BackboneConfig, ScoringConfig
+from firewall_ray.config.base import BackboneConfig
+from firewall_ray.config.router import ScoringConfig
 from firewall_ray.relabel.stores import RoundStore
 from firewall_ray.router.card import load_card
 from firewall_ray.store.layout import ArtifactStore

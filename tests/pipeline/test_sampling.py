@@ -23,7 +23,8 @@ import torch
 from quickstart_models import exact_pass_rates
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from firewall_ray.config.run import RunConfig, VllmModelConfig
+from firewall_ray.config.models import VllmModelConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.engines.vllm import VllmSampler
 from firewall_ray.errors import ArtifactError, EngineDied, ModelError, TaskError

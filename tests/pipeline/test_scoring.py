@@ -16,7 +16,8 @@ import yaml
 from tiny_labels import tiny_labels, write_labels
 from tiny_router import write_router
 
-from firewall_ray.config.run import RunConfig, ScoringConfig
+from firewall_ray.config.router import ScoringConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactMissing, ConfigError
 from firewall_ray.router.predict import RouterPredictor
 from firewall_ray.stages.route import route_file

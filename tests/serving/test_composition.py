@@ -8,7 +8,8 @@ import pytest
 import yaml
 from tiny_router import write_router
 
-from firewall_ray.config.run import OpenAIModelConfig, RunConfig, VllmModelConfig
+from firewall_ray.config.models import OpenAIModelConfig, VllmModelConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactMissing, ConfigError
 from firewall_ray.router.card import CARD_FILE
 from firewall_ray.store.layout import ArtifactStore

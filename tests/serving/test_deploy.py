@@ -9,7 +9,8 @@ import pytest
 import yaml
 from tiny_router import make_card
 
-from firewall_ray.config.run import RouterConfig, RunConfig, load_config
+from firewall_ray.config.router import RouterConfig
+from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.errors import ArtifactMissing, SystemFailure
 from firewall_ray.router.card import CARD_FILE
 from firewall_ray.store.layout import ArtifactStore

@@ -25,7 +25,8 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.serve.schema import ServeDeploySchema
 from ray.util.accelerators import accelerators
 
-from firewall_ray.config.run import VllmModelConfig, load_config
+from firewall_ray.config.models import VllmModelConfig
+from firewall_ray.config.run import load_config
 from firewall_ray.config.serving import ServingConfig
 from firewall_ray.engines.placement import engine_bundles
 from serve_app.serve_settings import SETTINGS

@@ -31,7 +31,7 @@ from openai_server import (
 )
 from starlette.responses import Response
 
-from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.config.serving import ServingConfig
 from firewall_ray.errors import ConfigError
 from serve_app.gateway import Gateway

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from running_app import Served, free_port, wait_until
 
-from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.config.serving import ServingConfig
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id

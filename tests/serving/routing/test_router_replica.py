@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_router import SCRATCH, make_card
 
-from firewall_ray.config.run import RouterConfig, ScoringConfig
+from firewall_ray.config.router import RouterConfig, ScoringConfig
 from firewall_ray.config.serving import BudgetControlConfig
 from firewall_ray.errors import ModelError, PolicyError
 from firewall_ray.policy import QuantileTable

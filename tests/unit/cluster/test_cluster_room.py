@@ -11,7 +11,8 @@ import ray
 
 from firewall_ray.cluster import room
 from firewall_ray.cluster.room import Need, check_room, said_while_waiting, shortage
-from firewall_ray.config.run import RouterConfig, RunConfig
+from firewall_ray.config.router import RouterConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.stages.needs import check_cluster, training_need
 from firewall_ray.store.layout import ArtifactStore

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import yaml
 
-from firewall_ray.config.run import LabelDesign, RunConfig, load_config
+from firewall_ray.config.base import LabelDesign
+from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.errors import ConfigError
 from firewall_ray.schemas import LABEL_DESIGNS
 

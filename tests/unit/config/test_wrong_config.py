@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from firewall_ray.config.api_key import read_api_key
-from firewall_ray.config.run import OpenAIModelConfig, RunConfig, load_config
+from firewall_ray.config.models import OpenAIModelConfig
+from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.errors import ConfigError
 from firewall_ray.store.layout import ArtifactStore
 

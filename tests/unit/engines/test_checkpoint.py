@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from firewall_ray.config.run import VllmModelConfig
+from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.engines.prompt_length import check_prompt_lengths, context_length
 from firewall_ray.engines.rows import SamplingSpec

@@ -13,7 +13,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
-from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.engines import http_patience
 from firewall_ray.engines.openai import OpenAISampler
 from firewall_ray.engines.rows import SamplingSpec

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from firewall_ray.config.run import OpenAIModelConfig, VllmModelConfig
+from firewall_ray.config.models import OpenAIModelConfig, VllmModelConfig
 from firewall_ray.engines.identity import NOT_CONTENT, SPEED_ONLY, merged, same_samples, sample_settings
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ArtifactError

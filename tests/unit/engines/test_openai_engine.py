@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from firewall_ray.config.run import OpenAIModelConfig
+from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.engines.openai import OpenAISampler, api_key, completions_of, first_token_margin
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ConfigError, EngineDied

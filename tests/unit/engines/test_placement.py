@@ -2,7 +2,7 @@
 
 import pytest
 
-from firewall_ray.config.run import OpenAIModelConfig, VllmModelConfig
+from firewall_ray.config.models import OpenAIModelConfig, VllmModelConfig
 from firewall_ray.engines.placement import engine_bundles, engine_resources
 from firewall_ray.engines.vllm import engine_args
 

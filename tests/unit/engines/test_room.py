@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from firewall_ray.cluster.room import fits
-from firewall_ray.config.run import OpenAIModelConfig, VllmModelConfig
+from firewall_ray.config.models import OpenAIModelConfig, VllmModelConfig
 from firewall_ray.engines.room import check_room, engine_parts
 from firewall_ray.errors import ConfigError
 

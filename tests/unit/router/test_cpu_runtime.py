@@ -10,7 +10,7 @@ import torch
 from tiny_router import CAUSAL, MAX_LENGTH, SCRATCH, fill_folder
 from torch import Tensor, nn
 
-from firewall_ray.config.run import BackboneConfig
+from firewall_ray.config.base import BackboneConfig
 from firewall_ray.errors import ModelError
 from firewall_ray.router import predict
 from firewall_ray.router.cpu_runtime import compile_for_cpu

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_labels import tiny_labels, write_labels
 
-from firewall_ray.config.run import BackboneConfig
+from firewall_ray.config.base import BackboneConfig
 from firewall_ray.errors import LabelError
 from firewall_ray.router.data import Collate, TokenRows, check_labels, columns_of, encode, pad_rows
 from firewall_ray.router.model import load_tokenizer

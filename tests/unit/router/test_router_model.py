@@ -4,7 +4,8 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from firewall_ray.config.run import BackboneConfig, RouterConfig
+from firewall_ray.config.base import BackboneConfig
+from firewall_ray.config.router import RouterConfig
 from firewall_ray.errors import ConfigError, ModelError
 from firewall_ray.router.data import encode, pad_rows
 from firewall_ray.router.model import build_model, load_tokenizer, network_config

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_router import CAUSAL, SCRATCH, fill_folder, make_card
 
-from firewall_ray.config.run import RouterConfig
+from firewall_ray.config.router import RouterConfig
 from firewall_ray.errors import ModelError
 from firewall_ray.router.card import CARD_FILE, load_card, parse_card
 from firewall_ray.router.predict import RouterPredictor

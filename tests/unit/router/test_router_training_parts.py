@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from firewall_ray.config.run import RouterConfig
+from firewall_ray.config.router import RouterConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.router.engine import deepspeed_config, learning_rate_scale, parameter_groups
 from firewall_ray.router.loop import Progress

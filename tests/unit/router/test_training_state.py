@@ -12,7 +12,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.multiprocessing import spawn
 
-from firewall_ray.config.run import BackboneConfig, RouterConfig
+from firewall_ray.config.base import BackboneConfig
+from firewall_ray.config.router import RouterConfig
 from firewall_ray.errors import SystemFailure
 from firewall_ray.router.engine import make_engine
 from firewall_ray.router.model import build_model, load_tokenizer

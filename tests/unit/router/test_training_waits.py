@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from firewall_ray.config.run import RouterConfig
+from firewall_ray.config.router import RouterConfig
 from firewall_ray.router import waits
 from firewall_ray.stages.needs import training_need
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from firewall_ray.config.run import HumanevalGradingConfig, RunConfig
+from firewall_ray.config.grading import HumanevalGradingConfig
+from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import SandboxUnavailable, TaskError
 from firewall_ray.evaluation.pass_at_k import mean_pass_at_k, pass_at_k
 from firewall_ray.sandbox.program import Limits
