@@ -283,6 +283,8 @@ def rows(
             command = [sys.executable, __file__, "rows", "--run", root, *(["--port", str(s3.port)] if s3 else [])]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
                 for line in process.stdout or ():
+                    if not line.startswith("{"):  # what libraries print
+                        continue
                     row = json.loads(line)
                     row |= {"rows": size, "engine_s": size / StandInEngine.rows_per_s if row["stage"] == "sample" else None}
                     results.append(row)
