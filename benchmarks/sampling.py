@@ -1,8 +1,8 @@
 """Sampling job against the bare engine: generated tokens/s of the job's steady state over `vllm.LLM.generate`.
 
 What bounds the job is vLLM itself: the same model, engine arguments, prompts and n go through one call of `LLM.generate` in
-a process of its own, after a warm-up. The job is the real one (Ray Data, actor pool, checkpoint, Parquet), measured between
-the files that end its first and its last tenth, so that starting Ray and the engine is left out on both sides.
+a process of its own, after a warm-up. The job is the real one (Ray Data, actor pool, parts, Parquet), measured between
+the rows that end its first and its last tenth, so that starting Ray and the engine is left out on both sides.
 
 The job also generates one greedy answer a query, with logprobs; the headline counts those tokens, the second ratio does not.
 """
@@ -14,11 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow.parquet as pq
 import typer
+from arrivals import arrivals, middle
 
 from firewall_ray.cluster.connect import connected
 from firewall_ray.config.models import VllmModelConfig
@@ -34,18 +33,16 @@ WARM_UP_PROMPTS = 64
 
 
 def job_rate(config: RunConfig, store: ArtifactStore, model: str) -> tuple[float, float]:
-    """(tokens/s with the greedy answers, tokens/s of the samples alone) over the middle eight tenths of the files."""
-    with connected(config.ray):
+    """(tokens/s with the greedy answers, tokens/s of the samples alone) over the middle eight tenths of what comes back."""
+    with connected(config.ray), arrivals() as seen:
         run_sampling(config, store, models=[model])
     spec = config.models[model]
     assert isinstance(spec, VllmModelConfig)
     tokenizer = Checkpoint.of(spec).tokenizer()
-    files = sorted((Path(path) for path in store.samples(model).files()), key=lambda path: path.stat().st_mtime)
-    first, last = len(files) // 10, len(files) - 1 - len(files) // 10
-    elapsed_s = files[last].stat().st_mtime - files[first].stat().st_mtime
+    tables, elapsed_s = middle(seen, 0.1, 0.9)
     sampled = greedy = 0
-    for path in files[first + 1 : last + 1]:
-        for row in pq.read_table(path, columns=["num_generated_tokens", "greedy_text"]).to_pylist():
+    for table in tables:
+        for row in table.select(["num_generated_tokens", "greedy_text"]).to_pylist():
             sampled += sum(row["num_generated_tokens"])
             greedy += len(tokenizer(row["greedy_text"])["input_ids"]) + 1  # and EOS
     return (sampled + greedy) / elapsed_s, sampled / elapsed_s

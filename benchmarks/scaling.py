@@ -35,6 +35,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
+from arrivals import arrivals, middle
 from labels import query_ids
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
@@ -65,18 +66,16 @@ app = typer.Typer(add_completion=False, help="Print a table, and one JSON line l
 
 
 def sampling_rate(root: str, num_queries: int, num_workers: int) -> float:
-    """Rows/s of the sampling job, by the times at which its files appeared."""
+    """Rows/s of the sampling job, by the times at which they came back."""
     workers = f"models.strong.replicas={{min: {num_workers}, max: {num_workers}}}"
     sizes = f"queries.tasks.tiny_world={{num_train: {num_queries}, num_validation: 0, num_test: 0}}"
     config = load_config(QUICKSTART, [workers, sizes, "ray.dashboard=false"], root)
     store = ArtifactStore(root)
     run_prepare_queries(config, store)
-    with connected(config.ray):
+    with connected(config.ray), arrivals() as seen:
         run_sampling(config, store, models=["strong"])
-    files = sorted((Path(path) for path in store.samples("strong").files()), key=lambda path: path.stat().st_mtime)
-    first = int(len(files) * WARM_SHARE)
-    num_rows = sum(pq.ParquetFile(path).metadata.num_rows for path in files[first + 1 :])
-    return num_rows / (files[-1].stat().st_mtime - files[first].stat().st_mtime)
+    tables, elapsed_s = middle(seen, WARM_SHARE)
+    return sum(map(len, tables)) / elapsed_s
 
 
 def scoring_rate(store: ArtifactStore, prompts: pa.Table, num_workers: int) -> float:
