@@ -19,6 +19,7 @@ import ray.data
 from firewall_ray.cluster.actor_map import ActorMap, run_actor_maps
 from firewall_ray.cluster.pool import Pool, mapped, torch_pool
 from firewall_ray.cluster.progress import watch
+from firewall_ray.cluster.room import actors_need, check_room
 from firewall_ray.config.router import ScoringConfig
 from firewall_ray.config.run import RunConfig
 from firewall_ray.router.card import RouterCard, load_card
@@ -67,7 +68,8 @@ def run_scoring(
 ) -> StageResult:
     """Score with the router of every design in `designs` (`config.router.designs`, when None).
 
-    limit: only the first N rows. Raises ArtifactMissing when a router is not trained, or there are no prompts.
+    limit: only the first N rows. Raises ArtifactMissing when a router is not trained, or there are no prompts, ConfigError where
+    no nodes could ever hold the actors.
     """
     labels = store.labels()
     source = (labels if labels.state() != "missing" else store.queries()).require(["query_id", "prompt"])
@@ -79,6 +81,7 @@ def run_scoring(
     if not wanted:
         return {**result, "action": "skip", "num_scored": 0}
 
+    check_room(actors_need("scoring", config.scoring))
     rows = _prompts(source, limit)
     work = Output.plan("score", _pass(store, wanted), {name: settings[name] for name in wanted}, force=force, resumes=True)
     for name in wanted:

@@ -20,6 +20,7 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
 )
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 
+from firewall_ray.engines.orphans import core_ends_with_actor
 from serve_app.errors import error_body, first_problem
 from serve_app.models.answers import Endpoint, StreamPart, Usage, WholeAnswer
 
@@ -39,6 +40,10 @@ ERROR = 'data: {"error"'
 
 class ModelServer(LLMServer):
     """One replica of a model. Its request types, engine and everything else are Ray's."""
+
+    async def start(self) -> None:
+        core_ends_with_actor()  # vLLM's core is a child of this process, and would hold its GPUs after the replica was killed
+        await super().start()
 
     async def answer(self, endpoint: Endpoint, body: bytes) -> WholeAnswer:
         """The whole answer to a request that does not stream; a 4xx to a body that the model does not take."""

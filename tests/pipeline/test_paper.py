@@ -11,7 +11,7 @@ import yaml
 
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.paper.artifact import run_paper
-from firewall_ray.paper.stages import STAGES
+from firewall_ray.paper.stages import steps
 from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(config_file: Path, ray_cluster: None) -> RunConfig:
     config = load_config(config_file)
     store = ArtifactStore(config.root)
-    for stage in STAGES:
+    for stage in steps().values():
         stage(config, store)
     run_paper(config, store)
     return config
@@ -74,7 +74,7 @@ def test_another_weak_model_has_its_own_margins_and_the_same_strong_samples(fini
 
 def test_the_second_run_skips_every_stage(finished: RunConfig) -> None:
     store = ArtifactStore(finished.root)
-    results = [result for stage in STAGES for result in stage(finished, store)]
+    results = [result for stage in steps().values() for result in stage(finished, store)]
     assert {result["action"] for result in [*results, run_paper(finished, store)]} == {"skip"}
 
 
