@@ -62,7 +62,7 @@ logger = logging.getLogger("firewall_ray")
 def run_import(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> list[StageResult]:
     """Write queries/ and the grades of every model. One result a dataset.
 
-    `limit` keeps so many queries, see `queries.quotas`. Everything is read and checked before anything is written. Raises
+    `limit` keeps so many queries, see `prepare_queries.quotas`. Everything is read and checked before anything is written. Raises
     ConfigError where the config does not say what to import, and TaskError naming file, row and column.
     """
     outcomes = config.queries.outcomes
