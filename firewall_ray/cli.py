@@ -89,6 +89,7 @@ def job(
     reads, writes: folders under ROOT that the body uses, see `leases.lease`: another job that writes them, or uses those that
     this one writes, is waited for.
     """
+    # On the one console of progress, or log lines would tear its live display.
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", datefmt="[%X]", handlers=[RichHandler(console=console, show_path=False)]
     )
@@ -96,17 +97,21 @@ def job(
     with exit_codes(verb):
         # Whatever anybody prints, Ray's workers included, goes to stderr: stdout is for the JSON line.
         with redirect_stdout(sys.stderr), ExitStack() as stack:
+            # From what costs least to what takes longest: a wrong flag, a ROOT that cannot be written, another job, a cluster.
             config = load_config(config_path, overrides or (), root)
             store = ArtifactStore(config.root)
             store.check_writable()
             _warn_of_throwaway_root(config.root)
             if reads or writes:
                 ray_job = submitted_job().get("metadata", {}).get("job_submission_id")
+                # Before Ray, so that a job that waits holds nothing of a cluster. Left after Ray: by then no worker writes any
+                # more.
                 stack.enter_context(lease(store, verb, reads=reads, writes=writes, ray_job=ray_job))
             if needs_ray:
                 stack.enter_context(connected(config.ray))
             context = JobContext(config, store)
             yield context
+    # Behind the redirection: this line alone goes to the real stdout.
     elapsed_s = round(time.monotonic() - started, 2)
     print(
         json.dumps({"job": verb, "root": config.root, "elapsed_s": elapsed_s, "stages": context.results}, default=str), flush=True
@@ -119,6 +124,7 @@ def exit_codes(verb: str) -> Iterator[None]:
     try:
         yield
     except FirewallRayError as e:
+        # markup=False: a message may hold [brackets]. soft_wrap: it stays one line, for whoever searches a log.
         console.print(f"{verb} failed: {e}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2 if isinstance(e, UserError) else 1) from e
     except KeyboardInterrupt:
@@ -138,12 +144,14 @@ def run(main: Callable[..., None]) -> None:
     except SystemExit as e:
         if not isinstance(e.code, int) or e.code == 0 or "ray" not in sys.modules:
             raise
+        # `os._exit` flushes nothing.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(e.code)
 
 
 def _warn_of_throwaway_root(root: str) -> None:
+    # Where Ray unpacks the working directory of a submitted job, on every node.
     in_package_copy = "/runtime_resources/working_dir_files/" in os.getcwd()
     if in_package_copy and "://" not in root and not os.path.isabs(root):
         logger.warning(

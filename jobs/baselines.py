@@ -11,6 +11,7 @@ def main(
     margin_sampling reads the weak model's samples; knn and routellm_mf learn from labels on embeddings/; those of Hybrid LLM train
     a router each on BARTScore qualities of the samples. A killed job goes on where it stopped. --limit: rows of each split.
     """
+    # Without `writes` it claims all of ROOT: embeddings, routers, scores and folders of its own.
     with job("baselines", config, root, set_, needs_ray=True) as context:
         from firewall_ray.baselines.run import run_baselines  # seconds to import
 

@@ -32,6 +32,7 @@ def main(
     Finished stages are skipped, killed ones go on where they stopped. ROOT/paper has the tables as Markdown, CSV and LaTeX,
     the figures as PNG, and paper.html with all of it.
     """
+    # A plan claims nothing, so that it can be made while a job runs.
     writes = [] if plan else [WHOLE_ROOT]
     with job("paper", config, root, set_, needs_ray=not (plan or tables_only), writes=writes) as context:
         # Seconds to import, which --help need not wait for.

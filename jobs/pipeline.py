@@ -27,10 +27,12 @@ def main(
 
     Finished stages are skipped, killed ones go on where they stopped. --limit applies to the queries, and so to all stages.
     """
+    # Without `writes` it claims all of ROOT: its stages use every folder.
     with job("pipeline", config, root, set_, needs_ray=True) as context:
         redo = _stages_to_redo(first, force)
         from firewall_ray.stages.needs import check_cluster  # seconds to import
 
+        # Before the first stage: a router that no node can train should not show after days of sampling.
         check_cluster(context.config, context.store, redo=redo)
         for number, verb in enumerate(PIPELINE, start=1):
             console.rule(f"[bold]{number}/{len(PIPELINE)} {verb}", align="left")

@@ -53,6 +53,7 @@ def main(
     with the new router's serve_config.yaml, if it does.
     """
     reads = ["labels", "routers", FOLDER]
+    # The round's own folder, and its router whichever design that is of. Who samples, grades or reports need not wait for it.
     writes = [f"{FOLDER}/{name}", *(f"routers/{design}-{name}" for design in LABEL_DESIGNS)]
     with job("relabel", config, root, set_, needs_ray=True, reads=reads, writes=writes) as context:
         serve_file = ServeFile(read_serve_config(serve_config), context.config)
@@ -70,9 +71,11 @@ def main(
         if found["is_better"] and not deploy:
             _say(f"To deploy it: {shlex.join(_command(arguments, f'{dataset.path}/{SERVE_FILE}'))}")
     if found["is_better"] and deploy:  # after the job has left its own Ray, if it had one: the application's is meant
+        # A copy on this disk: ROOT may be a URI, and `serve_app.deploy` reads a file.
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / SERVE_FILE
             path.write_bytes(dataset.read_bytes(SERVE_FILE))
+            # What is shown says `python`; what is run is this interpreter, with these packages.
             command = [sys.executable, *_command(arguments, str(path))[1:]]
             done = subprocess.run(command, stdout=subprocess.DEVNULL)  # where it would print a JSON line of its own
         if done.returncode:

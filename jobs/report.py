@@ -15,6 +15,7 @@ def main(
     """
     stage = load_stage("report")
     with job("report", config, root, set_, needs_ray=False, reads=stage.reads, writes=stage.writes) as context:
+        # Not `run_stage`: the table is printed before the result.
         (result,) = stage.results(context.config, context.store, limit=limit, force=force)
         print_table(load_report(context.store.report()), console)
         context.report(result)

@@ -26,10 +26,12 @@ def main(
     """Score every query with every router; or, with --queries, split your own queries under an exact strong-call budget."""
     if queries is None:
         if any(option is not None for option in (router, strong_fraction, num_strong, out)):
+            # `run_stage` has its own; here no job has begun.
             with exit_codes("score"):
                 raise ConfigError("--router, --strong-fraction, --num-strong and --out go with --queries FILE.")
         run_stage("score", config, root, set_, limit=limit, force=force)
         return
+    # `route_file` joins Ray itself, once the budget and the file have been checked. Its rows go to --out, not under ROOT.
     with job("score", config, root, set_, needs_ray=False, reads=["routers"], writes=[]) as context:
         from firewall_ray.stages.route import check_budget, route_file  # seconds to import
 

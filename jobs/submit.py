@@ -47,6 +47,7 @@ def main(
         resolved = check_paths(config, root, set_, serve_config)
         shared = ["--config", config, *_option("--root", root), *(word for value in set_ or () for word in ("--set", value))]
         own = [*_option("--limit", limit), *(["--force"] if force else []), *_option("--from", first)]
+        # The second begins only where the first ended with 0, and the job's exit code is that of the last one that ran.
         entrypoint = " && ".join(
             [
                 shlex.join(["python", "jobs/pipeline.py", *shared, *own]),
@@ -58,7 +59,9 @@ def main(
 
 def check_paths(config: str, root: str | None, overrides: list[str] | None, serve_config: str) -> str | None:
     """ROOT; None where only the cluster has the config. Raises ConfigError for what is known to be wrong before an upload."""
+    # The job runs in a copy of it, so relative paths mean the same here and there.
     os.chdir(REPOSITORY)
+    # An absolute path that is not here lies on the cluster, where it is checked.
     if not os.path.isabs(config) or os.path.exists(config):
         root = load_config(config, overrides or (), root).root
     if not os.path.isabs(serve_config) or os.path.exists(serve_config):
@@ -104,6 +107,7 @@ async def _follow(client: Any, job_id: str) -> None:
     num_printed = 0
     is_broken = False
     while True:
+        # Ray sends the log from its beginning on every connection, so what was printed is counted, in characters, and left out.
         num_read = 0
         try:
             async for text in client.tail_job_logs(job_id):
@@ -128,6 +132,7 @@ def _runtime_env(path: str) -> dict[str, Any]:
         raise ConfigError(f"--runtime-env {path} cannot be read: {e}") from e
     if not isinstance(found, dict):
         raise ConfigError(f"--runtime-env {path} must be a mapping of Ray's runtime environment, such as `pip: [...]`.")
+    # Last, whatever the file says: the entry point names files of this repository.
     return {**found, "working_dir": str(REPOSITORY)}
 
 

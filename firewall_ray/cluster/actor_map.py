@@ -94,6 +94,7 @@ class ActorMap:
                 writer.flush()
                 failures = 0 if writer.num_rows else failures + 1
                 # A bug or a refusal would only come again; what died may live the next time.
+                # A RayTaskError is what an actor's code raised; any other RayError is of processes, nodes or objects.
                 cause = e.cause if isinstance(e, RayTaskError) else e
                 if not isinstance(cause, RayError) or failures > self.pool.max_restarts:
                     raise self._explained(cause) from e
@@ -102,6 +103,7 @@ class ActorMap:
             except BaseException:
                 if self._keeps:
                     writer.flush()
+                # The attendant's thread may still hold the writer; from here on it writes nothing.
                 writer.abandon()
                 raise
             writer.flush()
@@ -118,6 +120,7 @@ class ActorMap:
     def _pass(self, pool: Pool, writer: PartsWriter, progress: Any) -> None:
         """Each row of `_wanted` once through the pool."""
         files = f"{self.output.path}/{WANTED}"
+        # partitioning=None: Ray Data makes a column of every folder above that is called like `lr=1`, and ROOT may lie in one.
         rows = ray.data.read_parquet(files, filesystem=self.output.filesystem, partitioning=None)
         arguments = {**self.arguments, "progress": progress}
         with closing(mapped(rows, self.actor, arguments, pool, self._stopped, writer, self.error_rows)) as tables:

@@ -65,6 +65,7 @@ class Lines:
         least, most = LINE_EVERY_S
         pace_s = min(most, max(least, SHARE_OF_ELAPSED * (now - self._began)))
         for key, meter in meters.items():
+            # As if a line had been said before the start, so that the first one is due FIRST_LINE_S after it, whatever the pace.
             said = self._said.setdefault(key, _Said(self._began - pace_s + FIRST_LINE_S, self._began))
             seen, phases = meter.seen, dict(meter.phases)
             if seen != said.last_seen or phases != said.last_phases:
@@ -79,7 +80,7 @@ class Lines:
                 logger.info("%s %s: %s", self._stage, key, meter.words())
             elif since_line_s >= HEARTBEAT_S and not is_new:
                 clock = time.strftime("%H:%M:%S", time.localtime(time.time() - (now - said.changed_at)))
-                silence = about(now - said.changed_at)[6:]
+                silence = about(now - said.changed_at)[6:]  # without its "about "
                 logger.info("%s %s: nothing new for %s (since %s): %s", self._stage, key, silence, clock, meter.words())
             else:
                 continue

@@ -67,6 +67,7 @@ class ActorGroups:
     def _useless(self) -> set[str]:
         """Names of groups whose actor is dead, not one that Ray is starting again; and of those that never got one."""
         job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+        # By name: Ray Data hands out no handle of its actors. An actor that Ray starts again is RESTARTING, not DEAD.
         states = {actor["Name"]: actor["State"] for actor in actors(job_id=job).values()}
         now = time.monotonic()
         with self._lock:

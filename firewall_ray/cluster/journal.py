@@ -77,6 +77,7 @@ class Journal:
 
     def take(self, worker: str, node: str, query_ids: Sequence[str]) -> int:
         """From now until `done` is told the number that this returns, `worker` works on these rows."""
+        # Numbers, not actors: an actor with several batches in flight holds several sets of rows.
         self._next_number += 1
         self._held[self._next_number] = _Held(worker, node, frozenset(query_ids))
         return self._next_number
@@ -87,6 +88,7 @@ class Journal:
             return
         self._starts = 0
         for query_id in held.query_ids:
+            # A Counter's `del` takes what is not there.
             del self._kills[query_id]
 
     def _bury(self, worker: str, query_ids: Sequence[str]) -> None:
@@ -100,5 +102,6 @@ class Journal:
             held = self._held.pop(number)
             if held.node in alive:
                 self._kills.update(held.query_ids)
+                # Each row is set aside once, so this cannot keep a pool alive for ever.
                 if any(self._kills[query_id] == KILLS for query_id in held.query_ids):
                     self._starts = 0  # a row set aside is a row done with

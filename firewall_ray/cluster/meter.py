@@ -60,10 +60,12 @@ class Meter:
             return
         self._first = self._first or point
         self._points.append(point)
+        # One point from before the window stays, so that a rate is of the whole window.
         while len(self._points) > 2 and self._points[1].at <= now - WINDOW_S:
             self._points.popleft()
         self._is_whole = self.total is not None and self.rows >= self.total
         if self._is_whole:
+            # A key that is whole shows its rates over all of its time.
             self._points = deque([self._first, point])
 
     @property
@@ -98,6 +100,7 @@ class Meter:
             parts.append(f"{tokens_per_s:,.0f} tokens/s")
         if self.num_errors:
             parts.append(f"{self.num_errors:,} errors")
+        # Sums over the actors, by name: how many requests run, how many wait.
         levels: Counter[str] = Counter()
         for actor in self._actors.values():
             if actor.told_s <= LEVELS_LAST_S and not self._is_whole:

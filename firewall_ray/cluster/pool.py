@@ -96,7 +96,10 @@ def mapped(
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(
-                min_size=pool.min_size, max_size=pool.max_size, max_tasks_in_flight_per_actor=pool.batches_in_flight + 1
+                # One batch more than the actor works on lies with it, so that it need not wait for the driver.
+                min_size=pool.min_size,
+                max_size=pool.max_size,
+                max_tasks_in_flight_per_actor=pool.batches_in_flight + 1,
             ),
             **({"max_concurrency": pool.batches_in_flight} if pool.batches_in_flight > 1 else {}),
             # Without end: the journal ends a pool that gets nothing done, and a count over a run's life would end a long one.
@@ -136,6 +139,7 @@ class _Executors(ExecutionCallback):
 @contextmanager
 def _attended(tables: ray.data.Dataset, stopped: threading.Event, writer: PartsWriter | None) -> Iterator[None]:
     """While the body iterates: ends the execution once `stopped` is set, and has rows written that wait for long."""
+    # Ray Data puts the number of the execution behind the dataset's id, with an underscore.
     dataset_id = tables.get_dataset_id().rpartition("_")[0]
     ended = threading.Event()
 

@@ -33,6 +33,8 @@ class ProgressCounter:
 
     def __init__(self) -> None:
         self._sums: Sums = defaultdict(lambda: defaultdict(float))
+        # By key and actor: what it does, since when, when it last told, what it has in hand. Times of this process' monotonic
+        # clock.
         self._states: dict[str, dict[str, tuple[str, float, float, Mapping[str, int]]]] = defaultdict(dict)
         self._lines: list[tuple[int, str]] = []
 
@@ -63,6 +65,7 @@ class ProgressCounter:
         now = time.monotonic()
         lines, self._lines = self._lines, []
         states = {
+            # Ages, not times: a monotonic clock says nothing to another process.
             key: {actor: ActorState(text, now - since, now - told, levels) for actor, (text, since, told, levels) in actors.items()}
             for key, actors in self._states.items()
         }
@@ -97,7 +100,7 @@ def watch(stage: str, totals: Mapping[str, int], done: Mapping[str, int] | None 
         yield counter
     finally:
         finished.set()
-        thread.join(timeout=10)
+        thread.join(timeout=10)  # the last reading may take its five seconds
         ray.kill(counter)
 
 

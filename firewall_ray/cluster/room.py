@@ -79,6 +79,7 @@ def fits(parts: Iterable[Resources], nodes: Sequence[Mapping[str, float]]) -> bo
     >>> fits([{"GPU": 4}, {"GPU": 4}], [{"GPU": 4}, {"GPU": 4}]), fits([{"GPU": 8}], [{"GPU": 4}, {"GPU": 4}])
     (True, False)
     """
+    # A Counter has 0 of what a node does not list.
     left = [Counter(node) for node in nodes]
     for part in parts:
         node = next((node for node in left if all(node[name] >= amount for name, amount in part.items())), None)
@@ -136,6 +137,7 @@ def _say(need: Need, begun: Callable[[], bool], ended: threading.Event) -> None:
     since = time.monotonic()
     pause_s, said = FIRST_WORD_AFTER_S, False
     next_word_at = since + pause_s
+    # Looked at more often than talked about: that it has begun should be said soon.
     while not ended.wait(min(pause_s, 2.0)):
         waited_s = time.monotonic() - since
         try:

@@ -64,6 +64,7 @@ class _SyncWorker(_Worker):
         ids = batch["query_id"].to_pylist()
         together, alone, aside = split(batch, ray.get(self._journal.treatment.remote(self._id, ids)))
         done = [self._aside(aside)] if len(aside) else []
+        # Taken and done one after the other, each with a number of its own: a death is laid to those rows alone that were taken.
         for rows in [*([together] if len(together) else []), *(alone.slice(i, 1) for i in range(len(alone)))]:
             number = ray.get(self._journal.take.remote(self._id, self._node, rows["query_id"].to_pylist()))
             done.append(self._actor(rows))

@@ -39,6 +39,7 @@ class Checkpoint:
             model_path(said.get("tokenizer") or path),
             _given({**shared, "revision": revision, "code_revision": code}),
             _given({**shared, "revision": said.get("tokenizer_revision") or revision, "code_revision": code}),
+            # vLLM also takes a function here, which only vLLM can apply.
             overrides if isinstance(overrides, Mapping) else {},
         )
 
@@ -46,6 +47,7 @@ class Checkpoint:
         """What decides its content beside the path, for fingerprints; empty where nothing is said. Without the token."""
         tokenizer = {} if self.tokenizer_path == self.path else {"path": self.tokenizer_path}
         parts = {"model": self.model_arguments, "tokenizer": {**tokenizer, **self.tokenizer_arguments}, "overrides": self.overrides}
+        # A token changes nothing of what is read, and settings are kept in manifests, which anybody may read.
         public = {name: {key: value for key, value in part.items() if key != "token"} for name, part in parts.items()}
         return {name: part for name, part in public.items() if part}
 

@@ -73,16 +73,20 @@ def usage_of(answer: Mapping[str, Any], name: str) -> int | None:
     """A count of `usage`, None where it is missing or no count."""
     usage = answer.get("usage")
     value = usage.get(name) if isinstance(usage, dict) else None
+    # Twelve digits are past MAX_COUNT anyway, and int() raises ValueError for thousands of them.
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 12:
         value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    # Not isinstance: that would count `true` as 1.
     return value if type(value) is int and 0 <= value <= MAX_COUNT else None
 
 
 def first_token_margin(answer: Mapping[str, Any]) -> float | None:
     """p1 - p2 of the first token, from either API's logprobs; None where they are not there or make no sense."""
     try:
+        # Chat has a list of entries for each token, completions a mapping of token to logprob. Either may hold more than the two
+        # that were asked for.
         logprobs = answer["choices"][0]["logprobs"]
         if "content" in logprobs:  # chat
             logs = [entry["logprob"] for entry in logprobs["content"][0]["top_logprobs"]]
@@ -102,6 +106,7 @@ def cut(completion: Completion, stop: Sequence[str]) -> Completion:
     >>> cut(Completion("18\\nQuestion: and", 5, "length"), ("\\n", "Q"))
     Completion(text='18', num_tokens=5, finish_reason='stop')
     """
+    # The tokens beyond the cut stay counted: they were generated, and paid for.
     ends = [at for string in stop if (at := completion.text.find(string)) >= 0]
     return Completion(completion.text[: min(ends)], completion.num_tokens, "stop") if ends else completion
 
@@ -145,6 +150,7 @@ def _finish_reason(choice: Mapping[str, Any]) -> str | None:
 
 def _probability(log: Any) -> float:
     """Raises ValueError or TypeError for what is no logarithm of a probability. -inf is one, 0."""
+    # Rounding puts the logarithm of a sure token a little above 0. `not <` refuses NaN as well.
     if type(log) not in (int, float) or not log < 1e-3:
         raise ValueError(f"{log!r} is no logarithm of a probability")
     return min(1.0, math.exp(log))
@@ -153,6 +159,7 @@ def _probability(log: Any) -> float:
 def _refusal(response: httpx.Response, status: int | None, body: Any) -> CompletionError:
     error = body.get("error", body) if isinstance(body, dict) else body
     param = error.get("param") if isinstance(error, dict) else None
+    # Servers that use none of the usual names are searched whole.
     words = " ".join(_sayings(error)) or _words(response)
     said = f"HTTP {status}" if status == response.status_code else f"HTTP {response.status_code} with an error"
     return CompletionError(
@@ -186,6 +193,7 @@ def _sayings(error: Any, key: str = "message") -> Iterator[str]:
     """What a refusal says, without the request that some servers quote in it, which names every field."""
     if isinstance(error, str):
         if key in ("message", "msg", "param", "loc", "code", "type", "detail", "error", "reason", "title"):
+            # A message may quote a prompt of any length, and patterns run over all of it.
             yield error[:2_000]
     elif isinstance(error, list):
         for each in error[:20]:

@@ -60,6 +60,7 @@ def concessions(*, greedy_is_sampled: bool) -> tuple[Concession, ...]:
             f"only the first {MOST_STOPS} stop strings are sent; texts are cut at the others here, and longer ones are paid for",
         ),
         Concession(
+            # One letter is in every sentence, so it counts only in quotes, alone, or where the sentence is about it.
             "n",
             re.compile(r"['\"`]n['\"`]|^n$|\b[Pp]arameter:? n\b|\bn (must|is|>|=|should|was)"),
             lambda body: "n" in body,
@@ -85,6 +86,7 @@ def concessions(*, greedy_is_sampled: bool) -> tuple[Concession, ...]:
             "temperature", re.compile(r"\btemperature\b"), may_lack_temperature, _less("temperature"), "`temperature` is left out"
         ),
         Concession(
+            # OpenAI's reasoning models know the limit by its second name alone.
             "max_tokens",
             re.compile(r"\bmax_tokens\b|\bmax_completion_tokens\b"),
             lambda body: "max_tokens" in body,
@@ -100,8 +102,8 @@ class Dialect:
     def __init__(self, say: Callable[[str], None], *, greedy_is_sampled: bool = False) -> None:
         self._say = say
         self._concessions = concessions(greedy_is_sampled=greedy_is_sampled)
-        self._learnt: frozenset[str] = frozenset()
-        self._proven: set[str] = set()
+        self._learnt: frozenset[str] = frozenset()  # names of concessions
+        self._proven: set[str] = set()  # kinds of request that were answered once
 
     async def ask(self, kind: str, body: Body, post: Post) -> dict[str, Any]:
         """The answer to `body`, without what the server refuses. kind: of request, those of one kind have the same fields.
@@ -120,6 +122,7 @@ class Dialect:
 
     async def _without_what_is_refused(self, body: Body, post: Post, refusal: CompletionError) -> dict[str, Any]:
         learnt, useless, error = self._learnt, set[str](), refusal
+        # Each turn makes a concession more or finds one useless, so the turns are bounded by the concessions.
         while named := self._named(error, self._spoken(body, learnt), useless):
             answer, again = await self._try(body, learnt | {named}, post)
             if again is None:
@@ -131,6 +134,7 @@ class Dialect:
                 learnt, error = learnt | {named}, again
         spoken = self._spoken(body, self._learnt)
         possible = [each.name for each in self._concessions if each.applies(spoken) and not _is_about_length(each, refusal)]
+        # The refusal names no field that helps. Each alone first, to give up no more than has to be; then all at once.
         for tried in (*([name] for name in possible), possible):
             answer, again = await self._try(body, self._learnt | set(tried), post)
             if again is None:

@@ -12,6 +12,7 @@ from firewall_ray.engines.http_answers import CompletionError
 from firewall_ray.engines.http_patience import Patience, describe, is_account
 from firewall_ray.errors import EngineDied
 
+# A field or prompt that is not taken (400, 422), or a prompt that is too large (413).
 OF_ONE_QUERY = frozenset({400, 413, 422})
 SAME_IN_A_ROW = 8  # queries that fail alike, with none answered, until it is not the queries
 

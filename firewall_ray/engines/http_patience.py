@@ -18,6 +18,7 @@ from firewall_ray.engines.http_answers import CompletionError
 BUSY = frozenset({408, 425, 429, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 MAY_PASS = BUSY | {409, 500}
 
+# Five waits of 0.5, 1, 2, 4 and 8 s, each with up to a second of jitter: some 18 s in all.
 OWN_FAULT_ATTEMPTS = 6
 CONNECT_S = 60.0  # of a server that has never answered: more often a wrong address than one that is down
 STARVED = 6  # times outage_s, until a request that is refused while others are answered counts as refused for its own sake
@@ -63,9 +64,11 @@ class Patience:
         """Seconds. As the server says, or backing off, and never past the moment at which the job gives up."""
         told = getattr(_error(state), "retry_after_s", 0.0)
         wait = max(_backoff(state), min(told, self._config.max_wait_s))
+        # At least a tenth of a second, or a limit that is about to pass would be asked at without a pause.
         return max(0.1, min(wait, self._left_s(state)))
 
     def _stop(self, state: RetryCallState) -> bool:
+        # A number in the config counts whatever fails, busy servers included.
         if self._config.max_attempts is not None and state.attempt_number >= self._config.max_attempts:
             return True
         if not is_busy(_error(state)):
@@ -84,6 +87,7 @@ class Patience:
         error, now = _error(state), time.monotonic()
         self._down_since = self._down_since or now
         wait = state.upcoming_sleep
+        # One line for all requests in flight: hundreds of them meet the same 429.
         if now < self._next_word or (wait < SAY_AFTER_S and now - self._down_since < SAY_AFTER_S):
             return
         self._next_word = now + SAY_EVERY_S

@@ -122,6 +122,7 @@ def _model_changes(key: str, recorded: Mapping[str, Any], wanted: Mapping[str, A
             yield from _change(
                 f"models.{key}.{name}", *(a.get(name, b.get(name)) for a, b in zip(arguments, (there, here), strict=True))
             )
+    # Fields that the wanted kind of engine does not have: the rows are of another kind.
     for name in there.keys() - here.keys():
         yield from _change(f"models.{key}.{name}", there[name], None)
 

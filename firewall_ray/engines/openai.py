@@ -51,6 +51,7 @@ class OpenAISampler:
         self._secret = secret
         self._report = EngineReport(model, progress)
         headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+        # httpx keeps 20 connections alive unless told otherwise, and would open the others anew for every request.
         limits = httpx.Limits(max_connections=config.max_concurrency, max_keepalive_connections=config.max_concurrency)
         self._client = httpx.AsyncClient(headers=headers, timeout=config.timeout_s, limits=limits)
         self._dialect = Dialect(self._warn, greedy_is_sampled=config.greedy == "sampled")
@@ -77,6 +78,7 @@ class OpenAISampler:
         """One row, whatever comes. Raises EngineDied."""
         assert self._first is not None
         if not self._is_proven:
+            # Those that wait here find it proven, and go on side by side.
             async with self._first:
                 if not self._is_proven:
                     return await self._counted(query)
@@ -105,6 +107,7 @@ class OpenAISampler:
             to_table([row])  # what Arrow cannot hold shows here, where it costs one row
         except (CompletionError, httpx.HTTPError) as e:
             if (outage := self._outages.of(e, since)) is not None:
+                # From None: the error itself may quote the key, and a traceback shows it.
                 raise EngineDied(self._without_secret(str(outage))) from None
             # Only refusals of the query leave it open whether the server takes any.
             self._is_proven |= not isinstance(e, CompletionError) or e.status not in OF_ONE_QUERY
@@ -121,6 +124,7 @@ class OpenAISampler:
     async def _greedy(self, query: Mapping[str, Any], work: "_Work") -> tuple[Completion, float | None]:
         top2 = {"logprobs": True, "top_logprobs": 2} if self._config.api == "chat" else {"logprobs": 2}
         answer = await self._ask("greedy", query, {"n": 1, "temperature": 0.0, **top2})
+        # A row's work is its n samples and the greedy answer, all alike.
         work.done(1 / (self._spec.num_samples + 1))
         margin = first_token_margin(answer) if self._config.greedy == "required" else None
         return self._completions(query, answer)[0], margin
@@ -164,6 +168,7 @@ class OpenAISampler:
             body["messages"] = [{"role": "user", "content": query["prompt"]}]
         else:
             body["prompt"] = query["prompt"]
+        # Five stop strings may be refused where two are taken, so their number is part of the kind.
         return await self._dialect.ask(f"{kind}, {len(self._spec.stop[task])} stop strings", body, self._post)
 
     async def _post(self, body: Body) -> dict[str, Any]:
@@ -172,6 +177,7 @@ class OpenAISampler:
         url = self._config.base_url.rstrip("/") + ("/chat/completions" if self._config.api == "chat" else "/completions")
         async for attempt in self._patience.retrying():
             with attempt:
+                # The slot is given back before the wait for the next try: meanwhile others may be answered.
                 async with self._slots:
                     if self._outage is not None:
                         raise self._outage
@@ -187,6 +193,7 @@ class OpenAISampler:
         try:
             answer = answer_of(response)
         except CompletionError as e:
+            # Whoever refuses one query is there, and takes requests.
             if e.status is None or e.status in OF_ONE_QUERY:
                 self._patience.answered()
             raise

@@ -32,11 +32,13 @@ def engine_resources(key: str, model: ModelConfig) -> dict[str, Any]:
     if not isinstance(model, VllmModelConfig) or model.device == "cpu":
         return {"num_cpus": model.num_cpus, **group}
     if model.tensor_parallel_size * model.pipeline_parallel_size == 1:
+        # The actor's process is the GPU's worker as well, so it takes the GPU and needs no group.
         kind = {} if model.accelerator_type is None else {"accelerator_type": model.accelerator_type}
         return {"num_gpus": 1, "num_cpus": model.num_cpus, **kind, **group}
 
     groups = ActorGroups(key)
     scheduling = partial(groups.remote_args, engine_bundles(model), placement_strategy(model))
+    # No GPU for the actor itself: vLLM's workers take one each, from the bundles of its group, and no CPU.
     return {"num_gpus": 0, "num_cpus": model.num_cpus, "ray_remote_args_fn": scheduling}
 
 

@@ -26,6 +26,7 @@ def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, s
         if tokenizer is None:
             tokenizer = load_tokenizer(key, model)
         num_tokens = len(tokenizer(query["prompt"])["input_ids"])
+        # A prompt of exactly the context leaves no room for the first token of an answer.
         if num_tokens >= context:
             raise TaskError(
                 f"queries: the prompt of {query['query_id']} (task {query['task']}) has {num_tokens:,} tokens, and models.{key} "
@@ -36,6 +37,7 @@ def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, s
 
 def _suspects(queries: LocalRows, context: int) -> Iterator[dict[str, Any]]:
     for batch in queries.batches(["query_id", "task", "prompt"]):
+        # int32, (num_rows,).
         num_bytes = pc.binary_length(batch["prompt"])
         yield from batch.filter(pc.greater(num_bytes, context - SPECIAL_TOKENS)).to_pylist()
 
@@ -49,6 +51,7 @@ def context_length(key: str, model: VllmModelConfig) -> int:
             f"models.{key}.path: no model at {model.path!r}. Give a Hugging Face folder (with config.json) that every node "
             f"sees, or a hub id that this machine can reach{_fields(key, model)}. transformers says: {str(e).splitlines()[0]}"
         ) from e
+    # A multimodal model's limit is that of its text part. Where nobody names one, every prompt fits.
     trained = getattr(config.get_text_config(), "max_position_embeddings", None)
     return model.engine_kwargs.get("max_model_len") or model.max_model_len or trained or 2**31
 

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Counter
 
+# As often as the driver reads (`progress.POLL_S`): more messages would change nothing that is seen.
 EVERY_S = 1.0
 
 
@@ -20,6 +21,7 @@ class EngineReport:
     def __init__(self, model: str, progress: Any) -> None:
         self._model = model
         self._progress = progress
+        # Ray gives an actor that it starts again the same id, so the new process' state takes the place of the dead one's.
         self._actor = (ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None) or str(os.getpid())
         self._metrics = {
             "rows": Counter("firewall_sampling_rows", "Queries sampled.", tag_keys=("model",)),
@@ -30,7 +32,7 @@ class EngineReport:
             metric.set_default_tags({"model": model})
         self._lock = threading.Lock()
         self._untold: Sums[str] = Sums()
-        self._levels: dict[str, int] = {}
+        self._levels: dict[str, int] = {}  # requests by "running" and "waiting"
         self._told_levels: dict[str, int] = {}
         self._next_s = 0.0
         self._state = ""
@@ -57,6 +59,7 @@ class EngineReport:
             now = time.monotonic()
             if now < self._next_s and not at_once:
                 return
+            # Under the lock only the taking: the calls below are sent without it, and nobody waits for their answers.
             told, self._untold, self._next_s = self._untold, Sums(), now + EVERY_S
             levels = None if self._levels == self._told_levels else dict(self._levels)
             self._told_levels = dict(self._levels)

@@ -28,4 +28,5 @@ def engine_parts(model: ModelConfig) -> list[Resources]:
         return [{**bundles[0], "CPU": model.num_cpus}]
     if placement_strategy(model) == "PACK":
         return bundles
+    # STRICT_PACK puts all bundles onto one node, so they are one part.
     return [{name: sum(bundle[name] for bundle in bundles) for name in bundles[0]}]

@@ -62,10 +62,12 @@ def error_row(query: Mapping[str, Any], model: str, error: BaseException) -> dic
     """A failed query stays as a row with `error` set: dropping it would shrink n and flatter the pass rate."""
     message = f"{type(error).__name__}: {error}"
     return {
+        # All else is null, as the contract has it for a row with an error.
         **dict.fromkeys(SAMPLES.names),
         "query_id": query["query_id"],
         "task": query["task"],
         "model": model,
+        # A server's message may quote the whole prompt.
         "error": without_surrogates(message[:2_000]),
     }
 
@@ -76,4 +78,5 @@ def without_surrogates(text: str) -> str:
 
 
 def to_table(rows: list[dict[str, Any]]) -> pa.Table:
+    # Raises for what the schema cannot hold, such as a count beyond int32.
     return pa.Table.from_pylist(rows, schema=SAMPLES)

@@ -36,7 +36,7 @@ class VllmSampler:
         self.model = model
         self._report = EngineReport(model, progress)
         self._engine = EngineThread(config, spec, self._report)
-        self._params = {task: sampling_params(spec, task) for task in spec.max_tokens}
+        self._params = {task: sampling_params(spec, task) for task in spec.max_tokens}  # (sampled, greedy)
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         queries = batch.to_pylist()
@@ -56,6 +56,7 @@ class VllmSampler:
 
     async def _made(self, query: Mapping[str, Any], sampled: "Future[Any]", greedy: "Future[Any]") -> dict[str, Any]:
         try:
+            # The engine's thread sets these; wrap_future carries the result over to the actor's event loop.
             samples, best = await asyncio.wrap_future(sampled), await asyncio.wrap_future(greedy)
         except Exception as e:  # this query alone is at fault (say, too long a prompt); the others go on
             return error_row(query, self.model, e)
@@ -85,6 +86,7 @@ def top2_margin(logprobs: list[Mapping[int, Any]] | None) -> float | None:
     """p1 - p2 of the first generated token, in [0, 1] (margin sampling). None when nothing was generated."""
     if not logprobs:
         return None
+    # logprobs[0]: the first token's entries by token id, the two likeliest. 0.0 stands for a second one that is not there.
     first, second, *_ = [*sorted((math.exp(entry.logprob) for entry in logprobs[0].values()), reverse=True), 0.0]
     return first - second
 
@@ -131,6 +133,7 @@ class EngineThread:
         numbers = itertools.count()
         try:
             while True:
+                # All that wait join before the next step; with nothing to step, `get` blocks until something comes.
                 while not self._inbox.empty() or not self._engine.has_unfinished_requests():
                     if self._inbox.empty():
                         self._meter.tell()  # nothing may follow for a while
@@ -159,6 +162,7 @@ def start_engine(config: VllmModelConfig, seed: int, report: EngineReport) -> An
     """A `vllm.v1.engine.llm_engine.LLMEngine` for this model, in the environment that its device needs. report: of its phases."""
     on_cpu = config.device == "cpu"
     if on_cpu:
+        # vLLM reads whole GiB alone: int("1.5") would end the engine.
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(math.ceil(config.kv_cache_gib))
         # Pinning would put the engines of two actors onto the same cores.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
@@ -167,6 +171,7 @@ def start_engine(config: VllmModelConfig, seed: int, report: EngineReport) -> An
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     else:
         core_ends_with_actor()
+    # Before the import: vLLM configures its logging when it is loaded.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
     from vllm import EngineArgs

@@ -48,6 +48,7 @@ class EngineMeter:
         num_finished = self._num_added - len(self._unfinished)
         num_waiting = sum(state.is_prefilling for state in self._unfinished.values())
         self._report.levels({"running": len(self._unfinished) - num_waiting, "waiting": num_waiting})
+        # In rows: the sequences that ended since the last word, as parts of a row's n + 1.
         work = (num_finished - self._num_finished) / self._sequences_of_row
         self._report.add({"work": work, "tokens": self._num_tokens}, at_once=True)
         self._num_finished, self._num_tokens = num_finished, 0
@@ -71,6 +72,7 @@ def phases_told(report: EngineReport) -> Iterator[None]:
     handlers = [(each, each.level) for each in vllm_logger.handlers]
     level = vllm_logger.level
     for each, _ in handlers:
+        # The logger lets INFO through while the body runs, and its own handlers would print it.
         each.setLevel(max(each.level, level))
     vllm_logger.addHandler(handler)
     vllm_logger.setLevel(logging.INFO)

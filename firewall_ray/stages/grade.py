@@ -75,6 +75,7 @@ def run_grading(
         }
         output = Output("grade", grades, settings, _plan(grades, settings, force=force, retry_errors=retry_errors), {"model": key})
 
+        # Defaults hold this turn's values: a closure would see those of the loop's last.
         def write(samples: Dataset = samples, output: Output = output, key: str = key) -> dict[str, int]:
             rows = look_over(samples, queries, tasks, only_known=limit is not None)
             _begin(output)
@@ -128,6 +129,7 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
 
     queries: query_id, task and reference of every query. tasks: by name, see `known_tasks`.
     """
+    # A sample whose query is not there gets a row of nulls, for `_mismatch` to name.
     query_rows = queries.take(pc.index_in(batch["query_id"], queries["query_id"]))
     rows = []
     for sample, query in zip(batch.to_pylist(), query_rows.to_pylist(), strict=True):
@@ -158,6 +160,7 @@ def shared_rows(shared: Sequence[ray.ObjectRef], query_ids: pa.ChunkedArray) -> 
     buckets = buckets_of(query_ids, len(shared))
     numbers = np.unique(buckets)
     tables = ray.get([shared[number] for number in numbers])
+    # Each bucket is asked for its own ids alone: those of others would only find their neighbours in it.
     near = [rows_near(table, query_ids.filter(pa.array(buckets == n))) for n, table in zip(numbers, tables, strict=True)]
     return pa.concat_tables(near)
 
@@ -169,6 +172,7 @@ def rows_near(queries: pa.Table, query_ids: pa.ChunkedArray) -> pa.Table:
     """
     if not len(queries):
         return queries
+    # uint64, (num_ids,): where an id lies or would lie; len(queries) where it comes after all of them.
     places = pc.search_sorted(queries["query_id"], query_ids)
     return queries.take(pc.unique(pc.min_element_wise(places, pa.scalar(len(queries) - 1, pa.uint64()))))
 
@@ -217,6 +221,7 @@ def _grade_rows(
     source = replace(samples, _known={})  # the footers stay here, each task gets this
     shared = share(queries)
 
+    # `progress` is bound below, before Ray Data pickles this for its tasks.
     def grade_block(block: pa.Table) -> Iterator[pa.Table]:
         for table in read_block(source, schema, block, batch_rows):
             graded = grade_batch(table, shared_rows(shared, table["query_id"]), model, options, tasks)
@@ -236,6 +241,7 @@ def _grade_rows(
             writer.abandon()
             raise
         finally:
+            # Also after an error, for what is done; after `abandon` it does nothing.
             writer.flush()
 
 

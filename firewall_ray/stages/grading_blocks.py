@@ -61,6 +61,7 @@ def look_over(samples: Dataset, queries: LocalRows, tasks: Mapping[str, Task], *
     def place_rows() -> Iterator[pa.RecordBatch]:
         row = 0
         for batch in samples.iter_batches(["query_id", "task"], READ_ROWS):
+            # A handful of tasks for millions of rows: each is looked up once a batch, not once a row.
             encoded = batch["task"].dictionary_encode()
             seconds = [tasks[name].verdict_s if name in tasks else 0.0 for name in encoded.dictionary.to_pylist()]
             numbers = np.arange(row, row := row + batch.num_rows)
@@ -91,6 +92,7 @@ def row_costs(samples: Dataset, verdict_s: NDArray[np.float32]) -> NDArray[np.fl
         for group in map(footer.row_group, range(footer.num_row_groups)):
             end = first + group.num_rows
             columns = map(group.column, range(group.num_columns))
+            # Parquet counts a null list as one value, which makes the bound a little higher.
             num_texts = sum(column.num_values for column in columns if column.path_in_schema.partition(".")[0] == "texts")
             # The mean of the row group, and the greedy text. Four bytes a row here, so that 10^7 rows take 40 MB of the driver.
             costs[first:end] = ROW_S + verdict_s[first:end] * (num_texts / max(group.num_rows, 1) + 1)
@@ -126,6 +128,7 @@ def cut_by_cost(costs: NDArray[np.float32], groups: NDArray[np.int64], max_s: fl
     """
     cuts, open_s = [0], 0.0
     for first, end in itertools.pairwise(groups.tolist()):
+        # float64: a running sum in float32 stops growing by ROW_S at 2,048 s.
         so_far = np.cumsum(costs[first:end], dtype=np.float64)
         group_s = float(so_far[-1]) if end > first else 0.0
         if open_s + group_s > max_s:
@@ -145,6 +148,7 @@ def _block(costs: NDArray[np.float32], names: list[str], files: NDArray[np.int64
     runs: list[tuple[str, int, int]] = []
     for number in range(int(np.searchsorted(files, first, side="right")) - 1, int(np.searchsorted(files, end))):
         start, stop = max(first, files[number]), min(end, files[number + 1])
+        # Where a run begins or ends, (2 * num_runs,); outside the block counts as without a cost, so they come in pairs.
         edges = np.flatnonzero(np.diff(costs[start:stop] > 0, prepend=False, append=False)) + start - files[number]
         runs += [(names[number], int(a), int(b)) for a, b in edges.reshape(-1, 2)]
     return pa.Table.from_pylist([dict(zip(BLOCK.names, run, strict=True)) for run in runs], schema=BLOCK)

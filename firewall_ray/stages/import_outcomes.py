@@ -43,6 +43,7 @@ MERGE_ROWS = 64  # of each bucket in memory while they are merged
 # What lies on the local disk in between: rows of the file, then queries. number: of a row, and of the first that asks a query.
 ROWS = pa.schema(
     [
+        # query_id is ours, a hash of task and question, by which rows are put into buckets; file_id is the file's own.
         *(pa.field(name, pa.string()) for name in ("query_id", "where", "task", "question", "model")),
         pa.field("verdicts", pa.list_(pa.bool_())),
         pa.field("greedy", pa.bool_()),
@@ -61,7 +62,7 @@ logger = logging.getLogger("firewall_ray")
 def run_import(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> list[StageResult]:
     """Write queries/ and the grades of every model. One result a dataset.
 
-    `limit` keeps so many queries, see `queries.quotas`. Everything is read and checked before anything is written. Raises
+    `limit` keeps so many queries, see `prepare_queries.quotas`. Everything is read and checked before anything is written. Raises
     ConfigError where the config does not say what to import, and TaskError naming file, row and column.
     """
     outcomes = config.queries.outcomes
@@ -93,6 +94,7 @@ def _sorted_out(path: Path, outcomes: OutcomesConfig, names: Mapping[str, str], 
     found = Found()
     for bucket in range(len(spill.paths)):
         asked = collect(_outcomes(spill.bucket(bucket)), names)
+        # The rows have become queries: the disk holds a bucket once.
         spill.paths[bucket].unlink()
         rows_of_bucket = [_row(task, question, query, outcomes) for (task, question), query in asked.items()]
         found.num_queries.update((row["task"], row["split"]) for row in rows_of_bucket)
@@ -100,6 +102,7 @@ def _sorted_out(path: Path, outcomes: OutcomesConfig, names: Mapping[str, str], 
             pa.RecordBatch.from_pylist(rows_of_bucket[start : start + MERGE_ROWS], QUERIES_AND_GRADES)
             for start in range(0, len(rows_of_bucket), MERGE_ROWS)
         )
+        # An open file each, hence MAX_BUCKETS.
         found.buckets.append(LocalRows(batches, QUERIES_AND_GRADES))
     return found
 
@@ -120,6 +123,7 @@ def _batches(rows: Iterator[Outcome], names: Mapping[str, str], num_rows: Counte
             if row.model in wanted:
                 yield {**row._asdict(), "file_id": row.query_id, "query_id": query_id(row.task, row.question), "number": number}
 
+    # One iterator for all turns: islice goes on where it left off.
     of_models = kept()
     while batch := list(itertools.islice(of_models, READ_ROWS)):
         yield pa.RecordBatch.from_pylist(batch, ROWS)
@@ -144,6 +148,7 @@ class Found:
         """The first `kept` queries of every (task, split), in the order in which the file first asks them."""
         streams = ((row for batch in bucket.batches() for row in batch.to_pylist()) for bucket in self.buckets)
         left = dict(kept)
+        # Each bucket is in order already: `collect` keeps the order in which questions first come.
         for row in heapq.merge(*streams, key=lambda row: row["number"]):
             group = (row["task"], row["split"])
             if left.get(group, 0) > 0:
@@ -165,6 +170,7 @@ def _check_models(num_rows: Mapping[str, int], names: Mapping[str, str], where: 
 
 def _row(task: str, question: str, asked: Asked, outcomes: OutcomesConfig) -> dict[str, Any]:
     """The query as a row of `QUERIES_AND_GRADES`."""
+    # An empty reference: the verdicts are there, and nothing is graded with it.
     query = make_query(task, asked.split or draw_split(question, outcomes.splits), question, "{}")
     n = num_samples(question, asked)
     grades = [{"model": key, **grade_of(answers, n)} for key, answers in asked.answers.items()]
@@ -179,6 +185,7 @@ def _write(
 ) -> None:
     """All datasets at the same time, in one pass over the rows of `QUERIES_AND_GRADES`."""
     num_queries = sum(kept.values())
+    # By dataset, which are "queries" and the models' keys.
     counts: dict[str, Counter[str]] = {name: Counter() for name in outputs}
     counts["queries"].update({"rows": num_queries, **{f"{task}/{split}": n for (task, split), n in kept.items()}})
     for output in outputs.values():
@@ -193,6 +200,7 @@ def _write(
                 writers[key].write_table(pa.Table.from_pylist(of_model, schema=GRADES))
                 counts[key]["rows"] += len(of_model)
                 counts[key]["errors"] += sum(grade["error"] is not None for grade in of_model)
+    # Finished once all are written: of one file, so a kill before this leaves all of them to be made again.
     for name, output in outputs.items():
         if name != "queries":
             counts[name]["queries_without_answers"] = num_queries - counts[name]["rows"]

@@ -50,6 +50,7 @@ def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None =
 
     def write() -> dict[str, Any]:
         chosen = None if limit is None else pa.chunked_array(read_queries(store, limit).column("query_id"), pa.string())
+        # One count for all three: equal ids have to land in buckets of the same number.
         count = num_buckets(max(dataset.num_rows() for dataset in (queries, weak, strong)))
         with spill_folder() as folder:
             spills = {
@@ -91,19 +92,23 @@ def label_rows(
     """
     check_unique(queries["query_id"], "queries")
     check_splits(queries, "queries")
+    # bool, (num_queries,) of the bucket.
     keep = np.ones(len(queries), dtype=bool) if chosen is None else _numpy(pc.is_in(queries["query_id"], chosen))
     left_out: Counter[str] = Counter()
     aligned = []
     for role, grades in (("weak", weak), ("strong", strong)):
         check_unique(grades["query_id"], f"grades of the {role} model")
+        # int32, (num_queries,): each query's row in `grades`, null where it has none; `take` makes a row of nulls of that.
         row = pc.index_in(queries["query_id"], grades["query_id"])
         grades_here = grades.take(row)
         for reason, lost in (("missing", row.is_null()), ("error", grades_here["error"].is_valid())):
+            # Counted once, by the first reason that it is left out for.
             left_out[f"{role}_{reason}"] += int((keep & _numpy(lost)).sum())
             keep &= ~_numpy(lost)
         left_out[f"{role}_unknown"] += len(grades) - pc.count(row).as_py()
         aligned.append(grades_here)
     kept = pa.array(keep)
+    # The plus drops reasons that nothing was left out for.
     return _with_labels(queries.filter(kept), *(grades.filter(kept) for grades in aligned)), +left_out
 
 
@@ -111,9 +116,11 @@ def _with_labels(queries: pa.Table, weak: pa.Table, strong: pa.Table) -> pa.Tabl
     """Three tables of the same queries in the same order -> rows of `schemas.LABELS`."""
     num_samples = _num_samples(queries["query_id"], weak["correct"], strong["correct"])
     greedy_weak, greedy_strong = (_verdicts(queries["query_id"], grades["greedy_correct"]) for grades in (weak, strong))
+    # By column, float32, (num_queries,), in [0, 1].
     rates = {name: np.empty(len(queries), dtype=np.float32) for name in ("pass_rate_weak", "pass_rate_strong", *LABEL_DESIGNS)}
     for n in np.unique(num_samples):  # One value, unless runs with different n were put together.
         rows = num_samples == n
+        # bool, (num_rows, n).
         correct_weak, correct_strong = (
             _matrix(queries["query_id"].filter(pa.array(rows)), grades["correct"].filter(pa.array(rows)), n)
             for grades in (weak, strong)
@@ -144,6 +151,7 @@ def _num_samples(query_ids: pa.ChunkedArray, weak: pa.ChunkedArray, strong: pa.C
 def _verdicts(query_ids: pa.ChunkedArray, correct: pa.ChunkedArray) -> NDArray[np.bool_]:
     """Bool, the shape of `correct`. Raises ArtifactError for a null: neither right nor wrong, and no error said why."""
     if correct.null_count:
+        # `correct` holds one verdict a query, or all n of each in a row: the division finds the query of both.
         row = pc.index(correct.is_null(), True).as_py() * len(query_ids) // len(correct)
         raise ArtifactError(
             f"grades: query {query_ids[row].as_py()!r} has a null verdict and no `error`. Grade it again, or set its error."
@@ -157,6 +165,7 @@ def _matrix(query_ids: pa.ChunkedArray, correct: pa.ChunkedArray, n: int) -> NDA
 
 
 def _numpy(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
+    # Arrow keeps a truth value in a bit, so booleans are copied; a ChunkedArray always is.
     return column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
 
 

@@ -11,6 +11,7 @@ from firewall_ray.store.layout import ArtifactStore
 
 def training_need(router: RouterConfig) -> Need:
     """Of all training workers, which begin together."""
+    # What `_train` asks for each worker (`resources_per_worker`).
     part: Resources = {"CPU": 1.0, **({"GPU": 1.0} if router.device == "gpu" else {}), **accelerator(router.accelerator_type)}
     fields = ["num_workers", "device", *(["accelerator_type"] if router.accelerator_type else [])]
     return Need("router: training", [part] * router.num_workers, [f"router.{field}" for field in fields])

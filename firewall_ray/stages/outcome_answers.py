@@ -73,6 +73,7 @@ def _add(answers: Answers, row: Outcome) -> None:
             )
         answers.greedy = row.verdicts[0]
     else:
+        # Without a number, the order of the file is the order of the samples.
         key = (row.query_id, len(answers.verdicts) if row.sample_index is None else row.sample_index)
         if key in answers.verdicts:
             raise TaskError(
@@ -85,6 +86,7 @@ def _add(answers: Answers, row: Outcome) -> None:
 def num_samples(question: str, asked: Asked) -> int:
     """n of a query: the least common multiple over its models."""
     sizes = {key: len(answers.samples()) for key, answers in asked.answers.items() if answers.error is None}
+    # Of no sizes 1: every model's answers have an error, and no verdict is repeated.
     n = math.lcm(*sizes.values())
     if n > MAX_SAMPLES:
         raise TaskError(

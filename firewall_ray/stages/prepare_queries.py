@@ -55,6 +55,7 @@ def run_prepare_queries(config: RunConfig, store: ArtifactStore, *, limit: int |
         with queries.writer() as writer:
             rows = keep_first(_load(tasks, known), kept)
             while batch := list(itertools.islice(rows, BATCH_ROWS)):
+                # Rows to columns: the fields of a Query are QUERIES' columns, in their order.
                 writer.write_batch(pa.RecordBatch.from_arrays([pa.array(c) for c in zip(*batch, strict=True)], schema=QUERIES))
         return {"queries": kept.total(), **{f"{task}/{split}": number for (task, split), number in kept.items()}}
 
@@ -79,6 +80,7 @@ def read_queries(store: ArtifactStore, limit: int | None = None) -> LocalRows:
 
 def _checked(queries: Dataset, where: str, limit: int | None) -> Iterator[pa.RecordBatch]:
     """The rows that `limit` keeps: the same ones that `run_prepare_queries` keeps of these."""
+    # Counted down over all batches by `_within`.
     left = None if limit is None else quotas(_groups(queries), limit)
     for batch in queries.iter_batches(batch_rows=READ_ROWS):
         check_splits(batch, where)
@@ -111,6 +113,7 @@ def quotas(available: Mapping[Group, int], limit: int | None) -> Counter[Group]:
     """
     if limit is None or limit >= sum(available.values()):
         return Counter(available)
+    # Stable: of groups of one size the one that comes first goes first, so a limit keeps the same queries each time.
     by_size = sorted(available, key=lambda group: -available[group])[:limit]
     spare, others = limit - len(by_size), sum(available[group] - 1 for group in by_size)
     # Each gets 1, and of the spare ones its share by size: whole parts first, then the largest fractions.
@@ -129,14 +132,17 @@ def _load(tasks: Mapping[str, Mapping[str, Any]], known: Mapping[str, Task]) -> 
 def _count(load: Callable[[], Iterator[Query]]) -> Counter[Group]:
     """Queries of each (task, split). Raises TaskError naming both places of a question that comes twice."""
     counts: Counter[Group] = Counter()
+    # An id is 16 hex digits, 64 bits: an unsigned integer each.
     ids = array("Q")
     for query in load():
         counts[query.task, query.split] += 1
         ids.append(int(query.query_id, 16))
+    # Over the same memory, sorted in place: no second copy.
     in_order = np.frombuffer(ids, dtype=np.uint64)
     in_order.sort()
     twice = in_order[1:][in_order[1:] == in_order[:-1]]
     if len(twice):
+        # Read once more, as texts were not kept.
         raise _twice(load(), int(twice[0]))
     return counts
 

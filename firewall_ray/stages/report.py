@@ -42,6 +42,7 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
     names = router_names(store)
     reference = next((design for design in config.router.designs if design in names), names[0])
     settings = {
+        # Columns are checked by `read_labels`, which knows the designs that the scores stand for.
         "labels": store.labels().require([]).identity(),
         "scores": {name: store.scores(name).require().identity() for name in names},
         "evaluation": config.evaluation.model_dump(mode="json"),
@@ -64,6 +65,7 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
             dataset.write_bytes(f"{file_name}.png", plots.png(figure))
         page = html.render(report, {name: plots.svg(figure) for name, figure in figures.items()})
         dataset.write_bytes("report.html", page.encode())
+        # NaN is no JSON, though Python writes it; here it would be a bug of `without_nan`.
         dataset.write_bytes("report.json", json.dumps(report, indent=2, allow_nan=False).encode())
         return {"queries": len(queries), "routers": len(routers)}
 
@@ -114,6 +116,7 @@ def build_report(config: RunConfig, queries: LabelledQueries, routers: list[Rout
 def _add_task(report: Report, task: str, queries: LabelledQueries, routers: list[RouterScores], config: RunConfig) -> None:
     """Metrics, curves and comparisons of one task, or of all. Routers that cover other queries are resampled apart."""
     wanted = set(queries.task_names()) if task == ALL else {task}
+    # All that is wanted comes first, also without a router: models and baselines are measured on it.
     groups: dict[frozenset[str], list[RouterScores]] = {frozenset(wanted): []}
     for router in routers:
         if covered := router.tasks & wanted:
@@ -142,10 +145,12 @@ def _add_group(
         router.name: policy.rank(router.p_weak[rows], prompts, settings.seed) for router in routers
     }
     if with_models:
+        # setdefault: a router may have been given that name, and then keeps its scores.
         orders.setdefault("random", None)
         orders.setdefault("oracle", policy.rank(oracle_p_weak(weak, strong), prompts, settings.seed))
     resampled = bootstrap_curves(weak, strong, orders, settings.num_bootstrap, settings.seed)
     curves = {
+        # float64, (11,), at FRACTIONS. Random routing is its expectation, a straight line; only its resamples are shuffled.
         name: np.linspace(weak.mean(), strong.mean(), len(FRACTIONS)) if order is None else performance_curve(weak, strong, order)
         for name, order in orders.items()
     }
@@ -160,6 +165,7 @@ def _add_group(
             "high": [bound.high for bound in bounds],
         }
     if with_models:
+        # Any curve would do: at the fractions 0 and 1 each is the pass rate of one model, whatever the order.
         curve, resamples = curves["random"], resampled["random"]
         for model, point in ((config.pair.weak, 0), (config.pair.strong, -1)):
             bound = percentile_interval(curve[point], resamples[:, point], settings.confidence)
@@ -183,7 +189,9 @@ def _thresholds(queries: LabelledQueries, router: RouterScores, covered: NDArray
     table = policy.QuantileTable.from_scores(calibration)
     gap = strong.mean() - weak.mean()
     found = []
+    # 0 and 1 mean never and always, and need no threshold.
     for fraction in FRACTIONS[1:-1]:
+        # linspace gives 0.30000000000000004.
         threshold = table.threshold(round(float(fraction), 1))
         goes_strong = policy.goes_strong(p_weak, prompts, threshold, seed)
         pass_rate = float(np.where(goes_strong, strong, weak).mean())

@@ -56,6 +56,7 @@ def route_file(
     table = read_queries(queries)
     if num_strong is None:
         assert strong_fraction is not None
+        # Python rounds halves to the even number: 0.5 of 5 queries is 2.
         num_strong = round(strong_fraction * len(table))
     if num_strong > len(table):
         raise ConfigError(f"--num-strong {num_strong}: {queries} has only {len(table)} queries. Choose from 0 to {len(table)}.")
@@ -90,10 +91,12 @@ def check_out(out: str, queries: str) -> None:
         raise StorageFailure(f"--out {out} cannot be reached: {e}") from e
     theirs, source = open_location("--queries", queries)
     local = isinstance(filesystem, pafs.LocalFileSystem) and isinstance(theirs, pafs.LocalFileSystem)
+    # Links are followed where that is possible: two names may be one file.
     target, place = (Path(path).resolve(), Path(source).resolve()) if local else (PurePosixPath(path), PurePosixPath(source))
     if filesystem.type_name == theirs.type_name and (target == place or place in target.parents):
         raise ConfigError(f"--out {out} lies in --queries {queries}, so it would be read as queries the next time. Choose another.")
     if local:
+        # The nearest folder that exists: the others are made, if this one lets us.
         above = next(folder for folder in Path(target).parents if folder.exists())
         if not os.access(above, os.W_OK | os.X_OK):
             raise ConfigError(f"--out {out}: this user may not write in {above}. Choose another folder.")
@@ -112,6 +115,7 @@ def read_queries(queries: str) -> pa.Table:
         # The folders above a single file say nothing about its rows.
         partitioning = "hive" if kind == pafs.FileType.Directory else None
         dataset = pads.dataset(path, filesystem=filesystem, format="parquet", partitioning=partitioning)
+        # Files without a column give nulls for it.
         table = dataset.replace_schema(_all_columns(dataset, queries)).to_table()
     except (pa.ArrowException, OSError) as e:
         raise ArtifactError(f"--queries {queries} cannot be read as Parquet: {e}") from e
@@ -199,10 +203,13 @@ def _texts(table: pa.Table, name: str, queries: str) -> list[str]:
 
 def _scores(prompts: list[str], store: ArtifactStore, router: str, scoring: ScoringConfig) -> np.ndarray:
     """float32, (num_prompts,), in the order of `prompts` whatever order the actors finish in."""
+    # The row's number is its id on the way: the user's own ids come back with the table.
     rows = pa.array(range(len(prompts)), pa.int64())
     table = pa.table({"query_id": rows.cast(pa.string()), "prompt": pa.array(prompts, pa.string())})
     step = PASSES_PER_CALL * scoring.batch_size
+    # A block is what an actor takes at once.
     blocks = [table.slice(start, step) for start in range(0, len(table), step)]
+    # A row that is lost stays NaN, which `exact_budget` refuses.
     p_weak = np.full(len(prompts), np.nan, dtype=np.float32)
     for batch in scored_batches(ray.data.from_arrow(blocks), len(prompts), store, [router], scoring):
         p_weak[batch["query_id"].cast(pa.int64()).to_numpy()] = batch[router].to_numpy()

@@ -51,6 +51,7 @@ def run_sampling(
     loaded, TaskError for a prompt that does not fit a model's context, EngineDied when engines keep dying. Rows that were
     written stay written.
     """
+    # A pair of one model with itself has one key.
     keys = list(models or dict.fromkeys((config.pair.weak, config.pair.strong)))
     for key in keys:
         if key not in config.models:
@@ -66,6 +67,7 @@ def run_sampling(
         run_actor_maps("sample", [job.map for job in pending], done)
     finally:
         for job in pending:
+            # Also after an error: Ray keeps a group for as long as its job lasts, and in it the GPUs.
             release_placement_groups(job.key)
     return [job.output.result() for job in jobs]
 
@@ -78,6 +80,7 @@ def sampling_spec(config: RunConfig, tasks: set[str]) -> SamplingSpec:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=sampling.seed,
+        # By task. `is None`: an empty list in the config means no stop strings at all.
         stop={t: tuple(get_task(t, known).stop if sampling.stop is None else sampling.stop) for t in sorted(tasks)},
         max_tokens={t: sampling.max_tokens or get_task(t, known).max_tokens for t in sorted(tasks)},
     )
@@ -122,6 +125,7 @@ class SamplingJob:
             "sample", self.samples, settings, force=force, resumes=True, costly=True, reusable=same, model=key
         )
         if not self.output.is_wanted and self.map.num_missing():
+            # Finished, but of fewer queries than there are, or with errors to make again.
             self.output.action = "resume"
         self._num_to_do = 0
 
@@ -135,6 +139,7 @@ class SamplingJob:
 
     def begin(self) -> int:
         """Returns how many queries are done already."""
+        # Read first: `begin` writes over it.
         recorded = self.samples.settings() if self.output.action == "resume" else None
         self.output.settings = merged(recorded, self.output.settings)
         self.output.begin()
@@ -150,8 +155,10 @@ class SamplingJob:
 
     def _engine_arguments(self) -> dict[str, Any]:
         if isinstance(self.model, VllmModelConfig):
+            # Absolute, as actors have another working directory.
             config: ModelConfig = self.model.model_copy(update={"path": model_path(self.model.path)})
             return {"model": self.key, "config": config, "spec": self.spec}
+        # The key from the driver's environment: the nodes' own need not have it.
         return {"model": self.key, "config": self.model, "spec": self.spec, "secret": api_key(self.key, self.model)}
 
     def _pool(self) -> Pool:
@@ -171,6 +178,7 @@ class SamplingJob:
         for batch in self.samples.iter_batches(["num_generated_tokens", "error"]):
             num_rows += batch.num_rows
             num_errors += batch.num_rows - batch["error"].null_count
+            # Of no values the sum is null. A server that does not count leaves nulls, which add nothing.
             num_tokens += pc.sum(pc.list_flatten(batch["num_generated_tokens"])).as_py() or 0
         if num_errors:
             logger.warning(

@@ -44,6 +44,7 @@ class ScoringActor:
         self.predictors: dict[str, RouterPredictor] = {}
         with tempfile.TemporaryDirectory() as cache:
             for name in routers:
+                # Read into memory before the folder goes; a local store's router is read where it lies.
                 folder = local_copy(store.router(name), f"{cache}/{name}")
                 self.predictors[name] = RouterPredictor(
                     folder, batch_size=scoring.batch_size, device=scoring.torch_device, num_threads=scoring.torch_threads
@@ -53,6 +54,7 @@ class ScoringActor:
         prompts = batch["prompt"].to_pylist()
         batch = batch.drop_columns("prompt")
         for name, predictor in self.predictors.items():
+            # float32, (num_rows,), in [0, 1].
             batch = batch.append_column(name, pa.array(predictor.predict(prompts), pa.float32()))
         self._progress.add.remote("score", {"rows": len(batch)})
         return batch
@@ -101,8 +103,10 @@ def run_scoring(
         output = store.scores(name)
         with output.writer() as writer:
             for batch in work.dataset.iter_batches(["query_id", name]):
+                # The router's column becomes `p_weak`.
                 writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=output.schema))
     for name in wanted:
+        # All of them last: with one finished, the next run would want fewer routers, and begin the pass anew.
         outputs[name].finish(config, {"queries": len(rows)})
     work.dataset.delete()
     return {**result, "action": work.action, "num_scored": len(rows)}
@@ -110,6 +114,7 @@ def run_scoring(
 
 def _pass(store: ArtifactStore, routers: Sequence[str]) -> Dataset:
     columns = [pa.field(name, pa.float32(), nullable=False) for name in routers]
+    # query_id, and float32 in [0, 1] by router.
     schema = pa.schema([pa.field("query_id", pa.string(), nullable=False), *columns])
     return Dataset("scores", f"{store.base}/scores/_pass", store.filesystem, schema, "python jobs/score.py")
 
@@ -144,6 +149,7 @@ def scored_batches(
     """`rows` (query_id, prompt) through the actor pool, into no dataset: their columns, without `prompt`, and one a router."""
     with watch("score", {"score": num_rows}) as progress:
         arguments = {"store": store, "routers": list(routers), "scoring": scoring, "progress": progress}
+        # Nobody stops it from outside: it ends with its reader.
         yield from mapped(rows, ScoringActor, arguments, _pool(scoring), threading.Event())
 
 

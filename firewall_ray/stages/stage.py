@@ -51,6 +51,7 @@ class Stage:
             return self
 
         def narrowed(folders: tuple[str, ...]) -> tuple[str, ...]:
+            # samples/weak, samples/strong: folders that conflict with no other model's.
             parts = ([f"{folder}/{model}" for model in models] if folder in OF_A_MODEL else [folder] for folder in folders)
             return tuple(part for each in parts for part in each)
 
@@ -76,6 +77,7 @@ class Output:
         stage: str,
         dataset: Dataset,
         settings: Mapping[str, Any],
+        # Positional, so that `said` may use any name.
         /,
         *,
         force: bool,
@@ -86,6 +88,7 @@ class Output:
     ) -> "Output":
         """Decides as `Dataset.plan` does. resumes: the stage goes on with the files of a killed run; else it begins again."""
         action = dataset.plan(settings, force=force, costly=costly, reusable=reusable)
+        # A stage that cannot go on with a killed run's files must not keep them, or their rows would come twice.
         return cls(stage, dataset, settings, "run" if action == "resume" and not resumes else action, said)
 
     @property

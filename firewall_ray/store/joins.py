@@ -35,6 +35,7 @@ def num_buckets(num_rows: int) -> int:
 
 def buckets_of(query_ids: pa.Array | pa.ChunkedArray, count: int) -> NDArray[np.uint32]:
     """The number of each id's bucket, uint32 in [0, count), (num_ids,); the same in every process."""
+    # crc32 takes bytes. Not Python's hash(), which each process salts anew.
     ids = query_ids.cast(pa.binary()).to_numpy(zero_copy_only=False)
     return np.fromiter(map(crc32, ids), dtype=np.uint32, count=len(ids)) % np.uint32(count)
 
@@ -135,15 +136,19 @@ class Spill:
     def bucket(self, number: int) -> pa.Table:
         """The rows of one bucket, memory-mapped."""
         with spill_errors():
+            # Text columns stay on the disk until they are read: a hash table of ids touches no prompts.
             return pa.ipc.open_file(pa.memory_map(str(self.paths[number]))).read_all()
 
 
 def _partition(batch: pa.RecordBatch, count: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    # Neither hash nor copy where one bucket holds all, as in every run of up to BUCKET_ROWS queries.
     if count == 1:
         yield 0, batch
         return
     buckets = buckets_of(batch.column("query_id"), count)
+    # order: int64, (num_rows,). Stable, so that rows keep their order within a bucket.
     order = np.argsort(buckets, kind="stable")
+    # int64, (count + 1,): bucket i has the sorted rows [bounds[i], bounds[i + 1]).
     bounds = np.searchsorted(buckets[order], np.arange(count + 1))
     batch = batch.take(pa.array(order))
     for bucket, (start, end) in enumerate(itertools.pairwise(bounds)):

@@ -78,6 +78,7 @@ class ArtifactStore:
         probe = f"{self.base}/_write_check_{uuid.uuid4().hex}"  # several jobs may check at the same time
         with storage_errors(f"write under ROOT {self.root!r}"):
             self.filesystem.create_dir(self.base, recursive=True)
+            # Written, not only asked about: rights on a store of objects show when an object is put.
             with self.filesystem.open_output_stream(probe) as stream:
                 stream.write(b"")
             self.filesystem.delete_file(probe)

@@ -98,6 +98,7 @@ def lease(
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     heartbeat = Heartbeat(claims, claim)
+    # As a shell reads an end by a signal: 143.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         claims.acquire(claim)
@@ -108,6 +109,7 @@ def lease(
             raise
         raise SystemFailure(f"{heartbeat.lost} Run the same command again to go on.") from None
     finally:
+        # Ended first, or a beat might write the claim again after its deletion.
         heartbeat.stop()
         claims.delete(claim)
         signal.signal(signal.SIGTERM, before)
@@ -124,6 +126,7 @@ class Claims:
         """Blocks until `claim` is there and conflicts with no other that is alive. Says whom it waits for."""
         said: set[str] = set()
         while True:
+            # Each try writes it anew: its time is then the present, by which `conflicting` tells the others' age.
             self.write(claim)
             others = self.conflicting(claim)
             if not others:
@@ -137,7 +140,9 @@ class Claims:
                         *(claim.job, other, EXPIRES_S),
                     )
                     said.add(other.name)
+            # `is False`: of a process on another machine nothing is known (None), and its age decides.
             dead = [other for other in others if _is_alive(other) is False]
+            # Random, so that two that withdrew for each other do not meet again at every try.
             time.sleep(ORPHANS_S if dead else POLL_S * random.uniform(0.5, 1.5))
             for other in dead:
                 self.delete(other)
@@ -153,7 +158,9 @@ class Claims:
             other = self._read(name)
             if other is None or not claim.conflicts(other):
                 continue
+            # By the store's clock alone: my claim was written a moment ago, so its time is the store's present.
             age_s = (infos[claim.name].mtime - infos[name].mtime).total_seconds()
+            # A process that runs here is not dead however old its claim: it may be suspended, and go on.
             if age_s > EXPIRES_S and _is_alive(other) is not True:
                 logger.warning("%s is dead: its claim is older than %.0f s. Going on without it.", other, EXPIRES_S)
                 self.delete(other)
@@ -187,6 +194,7 @@ class Claims:
             return Claim(**{**found, "reads": tuple(found["reads"]), "writes": tuple(found["writes"]), "name": name})
         except FileNotFoundError:
             return None
+        # TypeError: a field that this version does not have, of a newer one's claim.
         except (OSError, ValueError, KeyError, TypeError):
             return Claim("a job whose claim cannot be read", name=name)
 
@@ -211,6 +219,7 @@ class Heartbeat(threading.Thread):
                 if time.monotonic() - last_beat > EXPIRES_S:
                     self._lose(f"ROOT could not be written for {EXPIRES_S:.0f} s, so another job may have begun.")
                     return
+                # Whoever takes a claim for dead deletes it; writing it again would make two holders.
                 if not self._claims.exists(self._claim):
                     self._lose(f"the claim {self._claims.path}/{self._claim.name} was deleted.")
                     return
@@ -243,8 +252,11 @@ def _contains(folder: str, other: str) -> bool:
 def _process(pid: int) -> str:
     """What no other process has: boot, pid namespace and start time; empty where the system does not tell, or it is dead."""
     try:
+        # After the last bracket, for a command's name may hold blanks and brackets: field 3 is the state, field 22 the start. See
+        # proc(5).
         state, *_, start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:20]
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # Z is a zombie, X dead. Containers count processes anew, hence the pid namespace.
         return "" if state in "ZX" else f"{boot}/{os.readlink('/proc/self/ns/pid')}/{start}"
     except OSError:
         return ""
@@ -252,6 +264,7 @@ def _process(pid: int) -> str:
 
 def _is_alive(claim: Claim) -> bool | None:
     """Whether its process runs; None for one that cannot be looked up from here."""
+    # Boot and namespace: where they differ, the same number is another process.
     here = _process(os.getpid()).rpartition("/")[0]
     if not here or claim.process.rpartition("/")[0] != here:
         return None

@@ -28,6 +28,7 @@ def open_location(what: str, where: str) -> tuple[pafs.FileSystem, str]:
             raise ConfigError(f"{what}: {where!r} is no URI. Write {uri}, or ./{where} where a local path really begins so.")
         if found := re.search(r"\$(\w+|\{\w+\})", where):
             raise ConfigError(f"{what}: {where!r} has the variable {found[0]}, which is not replaced here. Write the path itself.")
+        # Absolute, as workers have another working directory; not resolved, for a link may lead elsewhere on another node.
         return pafs.LocalFileSystem(), str(Path(where).expanduser().absolute())
     try:
         filesystem, path = pafs.FileSystem.from_uri(where)
@@ -40,6 +41,7 @@ def open_location(what: str, where: str) -> tuple[pafs.FileSystem, str]:
 
 def check_folder(what: str, filesystem: pafs.FileSystem, path: str) -> None:
     """Raises ConfigError where `path`, or a folder above it on a local disk, is a file. It need not exist."""
+    # In a store of objects `a` and `a/b` may both be objects, so nothing above can be in the way.
     places = [Path(path), *Path(path).parents] if isinstance(filesystem, pafs.LocalFileSystem) else [path]
     for place in places:
         if filesystem.get_file_info(str(place)).type == pafs.FileType.File:

@@ -42,6 +42,7 @@ FLUSH_BYTES = 64 * 2**20  # what a part takes of the driver's memory: rows of sa
 MIN_AGE_S, MAX_AGE_S = 1.0, 30.0
 AGE_SHARE = 0.1  # of the time since the first row: a run that is killed after ten seconds has lost one of them
 
+# Sixteen row groups of FLUSH_ROWS: a million queries are eight files.
 ROWS_PER_FILE = 131_072
 BYTES_PER_FILE = 256 * 2**20
 COPY_ROWS = 1_024  # rows read at once while compacting; with 32 long texts a row is some 30 kB
@@ -106,6 +107,7 @@ class PartsWriter:
     def _flush(self) -> None:
         if self._closed or not self._waiting:
             return
+        # A name that no other run can have: parts of a killed run lie beside these.
         self._parts.append(pa.concat_tables(self._waiting).combine_chunks(), f"part-{uuid.uuid4().hex}.parquet")
         self._waiting, self._num_waiting, self._bytes_waiting = [], 0, 0
 
@@ -120,6 +122,7 @@ def recover(dataset: Dataset) -> None:
     plan = dataset.read_json(PLAN)
     if plan["state"] == "writing":
         with storage_errors(f"write {dataset.path}"):
+            # The parts are still whole: compacting begins again from them.
             _delete_files(dataset, [path for path in dataset.files() if _generation(path) == plan["generation"]])
             dataset.filesystem.delete_file(f"{dataset.path}/{PLAN}")
     else:
@@ -185,10 +188,12 @@ def compact(dataset: Dataset) -> None:
         return
     remade = _remade(dataset, parts)
     replaced = dataset.files() if len(remade) else []
+    # Lists the files when the first batch is asked for, which is before a new file is there.
     kept = _without_ids(dataset, remade) if replaced else iter(())
     generation = uuid.uuid4().hex[:8]
     dataset.write_json(PLAN, {"state": "writing", "generation": generation})
     _write_files(dataset, generation, _chained(kept, parts.iter_batches(batch_rows=COPY_ROWS)))
+    # Below the dataset's path: ROOT may be moved, or be reached by another address, before the next run ends this.
     plan = {"state": "written", "replaced": [path.removeprefix(f"{dataset.path}/") for path in replaced]}
     dataset.write_json(PLAN, plan)
     _clear(dataset, plan["replaced"])
@@ -202,6 +207,7 @@ def _remade(dataset: Dataset, parts: Dataset) -> pa.Array:
     errors = pa.chunked_array(failed, pa.string()).combine_chunks()
     if not len(errors):
         return errors
+    # Only those that the parts have: an error that was not made again stays where it is.
     anew = [ids.filter(pc.is_in(ids, errors)) for ids in _ids(parts)]
     return pa.chunked_array(anew, pa.string()).combine_chunks()
 
@@ -219,7 +225,9 @@ def _chained(*streams: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _write_files(dataset: Dataset, generation: str, batches: Iterator[pa.RecordBatch]) -> None:
     with storage_errors(f"write {dataset.path}"), ExitStack() as stack:
         number, rows_in_file, writer, stream = 0, 0, None, None
+        # Groups, so that only one is in memory; `stack.close` ends the file's writer and then its stream.
         for group in _row_groups(batches):
+            # Bytes as they lie in the file, compressed. Asked before a group is written, so a file can be larger by one.
             if stream is not None and (rows_in_file + len(group) > ROWS_PER_FILE or stream.tell() > BYTES_PER_FILE):
                 stack.close()
                 stream = None
@@ -256,6 +264,7 @@ def _clear(dataset: Dataset, replaced: Sequence[str]) -> None:
 
 
 def _delete_files(dataset: Dataset, paths: list[str]) -> None:
+    # Some may be gone: a kill in the middle of deleting brings us here again.
     for path in paths:
         if dataset.filesystem.get_file_info(path).type == pafs.FileType.File:
             dataset.filesystem.delete_file(path)

@@ -22,6 +22,7 @@ def in_buckets(num_rows: int, *columns: Iterable[pa.Array]) -> Iterator[tuple[pa
     count = num_buckets(num_rows)
     with spill_folder() as folder:
         spills = [
+            # Ids of any text type: large strings and dictionaries, as others write them, become the same strings.
             Spill((pa.record_batch([ids.cast(pa.string())], IDS) for ids in column), IDS, count, folder / f"{number}")
             for number, column in enumerate(columns)
         ]
@@ -33,6 +34,7 @@ def check_unique(query_ids: pa.ChunkedArray | pa.Array, where: str, advice: str 
     """Raises ArtifactError naming a query_id that comes twice. In memory: for a bucket, or for what is there anyway."""
     if pc.count_distinct(query_ids).as_py() == len(query_ids):
         return
+    # Of structs: `values` an id, `counts` int64.
     counted = query_ids.value_counts()
     twice = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
     raise ArtifactError(f"{where}: query_id {twice[0].as_py()!r} comes more than once ({len(twice):,} such). {advice}")
