@@ -55,8 +55,8 @@ def answer_of(response: httpx.Response) -> dict[str, Any]:
     for holder in (answer, *failed):
         if error := holder.get("error"):
             code = error.get("code") if isinstance(error, dict) else None
-            is_status = str(code).isascii() and str(code).isdigit() and 400 <= int(str(code)[:4]) <= 599
-            raise _refusal(response, int(str(code)) if is_status else None, {"error": error})
+            is_status = re.fullmatch(r"[45]\d\d", str(code), re.ASCII) is not None
+            raise _refusal(response, int(code) if is_status else None, {"error": error})
     if not isinstance(choices, list) or not choices:
         raise CompletionError(f"not a completion from {response.url}: {_words(response)[:200]}")
     return answer
@@ -182,7 +182,7 @@ def retry_after_s(header: str, now: datetime | None = None) -> float:
     except ValueError:
         try:
             date = parsedate_to_datetime(header)
-        except ValueError:
+        except (ValueError, OverflowError):  # the second of a zone beyond what a timedelta holds
             return 0.0
         date = date if date.tzinfo else date.replace(tzinfo=UTC)
         seconds = (date - (now or datetime.now(UTC))).total_seconds()

@@ -25,7 +25,7 @@ STARVED = 6  # times outage_s, until a request that is refused while others are 
 SAY_AFTER_S = 5.0  # shorter waits are a busy server's daily life
 SAY_EVERY_S = 60.0
 
-_backoff = wait_exponential_jitter(initial=0.5, max=30)
+_backoff = wait_exponential_jitter(multiplier=0.5, max=30)
 
 
 class Patience:

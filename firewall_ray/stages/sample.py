@@ -52,7 +52,7 @@ def run_sampling(
     written stay written.
     """
     # A pair of one model with itself has one key.
-    keys = list(models or dict.fromkeys((config.pair.weak, config.pair.strong)))
+    keys = list(dict.fromkeys(models or (config.pair.weak, config.pair.strong)))
     for key in keys:
         if key not in config.models:
             raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")

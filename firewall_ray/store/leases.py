@@ -112,7 +112,8 @@ def lease(
         # Ended first, or a beat might write the claim again after its deletion.
         heartbeat.stop()
         claims.delete(claim)
-        signal.signal(signal.SIGTERM, before)
+        # None where it was not Python that set it, which Python cannot set again.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 class Claims:

@@ -110,6 +110,13 @@ def test_an_error_object_inside_a_200_means_what_its_code_means() -> None:
         sample({"error": {"code": 429, "message": "later"}})
 
 
+@pytest.mark.parametrize("code", ["04001", "4001", "0400" + "1" * 5_000, "٤٠١", 4e2, True, [401]])
+def test_a_code_that_is_no_status_is_that_querys_error(code: Any) -> None:
+    row, *_ = sample({"error": {"code": code, "message": "who?"}})
+    assert "who?" in row["error"]
+    assert "a bug of ours" not in row["error"]
+
+
 # Whatever a server sends ----------------------------------------------------------------------------------------------
 
 SCALARS = (
@@ -212,7 +219,8 @@ def test_a_count_is_one_or_none(count: Any, found: int | None) -> None:
         ("Thu, 01 Jan 2026 00:01:40 GMT", 100.0),
         ("Wed, 31 Dec 2025 00:00:00 GMT", 0.0),
     ]
-    + [(odd, 0.0) for odd in ("", "soon", "nan", "inf", "-5", "1e999", "Thu, 01 Jan 99999 00:00:00 GMT")],
+    + [(odd, 0.0) for odd in ("", "soon", "nan", "inf", "-5", "1e999", "Thu, 01 Jan 99999 00:00:00 GMT")]
+    + [(f"Wed, 21 Oct 2015 07:28:00 +{'9' * 20}", 0.0)],  # a zone that no timedelta holds
 )
 def test_retry_after_is_seconds_or_a_date_or_nothing(header: str, seconds: float) -> None:
     assert retry_after_s(header, datetime(2026, 1, 1, tzinfo=UTC)) == seconds
