@@ -120,7 +120,9 @@ def confine(limits: Limits, report_fd: int, syscall_filter: bytes | None, scratc
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    if scratch is None:  # Elsewhere this counts everything that the user runs.
+    # Outside the jail this counts everything that the user runs. Where root grades, all programs at once are the same nobody, and
+    # their threads count together.
+    if scratch is None:
         bounds[resource.RLIMIT_NPROC] = NUM_THREADS
     for which, bound in bounds.items():
         # A limit above the hard one is refused to whoever is not root.
