@@ -25,6 +25,7 @@ def pass_rate(correct: Bools) -> Rates:
     array([0.5], dtype=float32)
     """
     _check("correct", correct, ndim=2)
+    # numpy takes the mean of bools in float64; float32, the contract's, is rounded to once.
     return correct.mean(axis=1).astype(np.float32)
 
 
@@ -35,6 +36,7 @@ def hard_label(greedy_weak: Bools, greedy_strong: Bools) -> Rates:
     array([1., 1., 0., 1.], dtype=float32)
     """
     _check_pair("greedy", greedy_weak, greedy_strong, ndim=1)
+    # On bools: False where the strong model alone is right, True in the three other cases.
     return (greedy_strong <= greedy_weak).astype(np.float32)
 
 
@@ -56,6 +58,7 @@ def hard_block(pass_rate_weak: Rates, pass_rate_strong: Rates) -> Rates:
     >>> hard_block(np.float32([0.25, 0.5, 0]), np.float32([1, 0.5, 0]))
     array([0.25, 1.  , 1.  ], dtype=float32)
     """
+    # Equal rates are exactly equal here: both are c / n of the same n, rounded alike. Eq. 4 counts them as unsolvable.
     return np.where(pass_rate_strong > pass_rate_weak, pass_rate_weak, np.float32(1))
 
 
@@ -65,6 +68,7 @@ def hard_block_greedy(pass_rate_weak: Rates, greedy_strong: Bools) -> Rates:
     >>> hard_block_greedy(np.float32([0.25, 0.25]), np.array([True, False]))
     array([0.25, 1.  ], dtype=float32)
     """
+    # The strong model's n samples are not read: saving them is what this design is for (Sec. 4.3.2).
     return np.where(greedy_strong, pass_rate_weak, np.float32(1))
 
 
@@ -77,6 +81,7 @@ def soft_block(pass_rate_weak: Rates, pass_rate_strong: Rates) -> Rates:
     >>> soft_block(np.float32([0.25, 0]), np.float32([0.5, 0]))
     array([0.625, 1.   ], dtype=float32)
     """
+    # In float64, so that the label is rounded once.
     return (1 - (1 - pass_rate_weak.astype(np.float64)) * pass_rate_strong).astype(np.float32)
 
 
@@ -95,6 +100,7 @@ def compute_labels(correct_weak: Bools, correct_strong: Bools, greedy_weak: Bool
     _check_pair("greedy", greedy_weak, greedy_strong, ndim=1)
     if len(correct_weak) != len(greedy_weak):
         raise LabelError(f"There are samples of {len(correct_weak):,} queries and greedy answers of {len(greedy_weak):,}.")
+    # (num_queries,) each. Rates do not depend on the order of samples; win_rate alone does.
     weak, strong = pass_rate(correct_weak), pass_rate(correct_strong)
     return {
         "hard_label": hard_label(greedy_weak, greedy_strong),

@@ -41,6 +41,7 @@ def tie_hash(key: str, seed: int = 0) -> float:
     True
     """
     # Requests may carry lone surrogates (valid JSON, invalid UTF-8); they must not crash a decision.
+    # Python's own hash() is salted anew in each process. The seed is the key of the hash, so other seeds are independent draws.
     digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8, key=str(seed).encode()).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53  # 53 bits: every value is an exact float64 below 1
 
@@ -58,6 +59,7 @@ def rank(p_weak: ArrayLike, keys: Sequence[str], seed: int = 0) -> NDArray[np.in
     _check_lengths(scores, keys)
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
+    # (num_queries,), in ranked order: whether a neighbour has the same score.
     tied = np.zeros(len(ranked), dtype=bool)
     if len(ranked) > 1:
         equal = ranked[1:] == ranked[:-1]
@@ -66,6 +68,7 @@ def rank(p_weak: ArrayLike, keys: Sequence[str], seed: int = 0) -> NDArray[np.in
     hashes = np.zeros(len(scores))
     for row in order[tied]:  # hashing costs more than sorting, so only what is tied is hashed
         hashes[row] = tie_hash(keys[row], seed)
+    # Sorts by its last key first: p_weak, then hash.
     return np.lexsort((hashes, scores))
 
 
@@ -79,6 +82,7 @@ def goes_strong(p_weak: ArrayLike, keys: Sequence[str], threshold: Threshold, se
     """
     scores = _checked_scores(p_weak)
     _check_lengths(scores, keys)
+    # (num_queries,) bool. Rows that equal the threshold are decided one by one: there are few, unless scores are coarse.
     strong = scores < threshold.value
     for row in np.flatnonzero(scores == threshold.value):
         strong[row] = tie_hash(keys[row], seed) < threshold.tie_share
@@ -130,6 +134,7 @@ class QuantileTable:
         if sizes == {0} or len(sizes) != 1:
             raise PolicyError("quantile table: values, num_below and num_at must be lists of one length, at least 1.")
         ordered = all(math.isfinite(v) for v in self.values) and bool(np.all(np.diff(self.values) > 0))
+        # From one kept value to the next, what lies below grows by at least the scores at the first.
         counted = bool(below[0] == 0 and np.all(at >= 1) and np.all(np.diff(below) >= at[:-1]))
         if not ordered or not counted or below[-1] + at[-1] != self.num_scores:
             raise PolicyError(
@@ -148,10 +153,12 @@ class QuantileTable:
         scores = _checked_scores(p_weak)
         if not len(scores):
             raise PolicyError("No scores to calibrate on. Score the validation split first; it must have queries.")
+        # values rise; counts: how many scores equal each; below: how many are smaller. All (num_distinct,).
         values, counts = np.unique(scores, return_counts=True)
         below = np.cumsum(counts) - counts
         # A score shared by more than 1/num_quantiles of the sample is hit by a quantile, so it is kept with its counts.
         targets = np.linspace(0, len(scores) - 1, num_quantiles + 1).astype(int)
+        # For each target rank the distinct value that holds it: the last with below <= rank. Each is kept once.
         kept = np.unique(np.searchsorted(below, targets, side="right") - 1)
         return cls(values[kept].tolist(), below[kept].tolist(), counts[kept].tolist(), len(scores))
 
@@ -163,6 +170,7 @@ class QuantileTable:
         _check_fraction(strong_fraction)
         if strong_fraction in (0.0, 1.0):
             return Threshold(math.inf if strong_fraction else -math.inf, 0.0, float(strong_fraction))
+        # How many of the calibration sample go strong; need not be whole, as tie_share takes a part of one.
         wanted = strong_fraction * self.num_scores
         i = bisect_right(self.num_below, wanted) - 1  # numpy would convert the list first, on every request
         at_or_below = self.num_below[i] + self.num_at[i]

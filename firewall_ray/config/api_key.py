@@ -19,6 +19,7 @@ def read_api_key(variable: str | None, field: str) -> str | None:
         return None
     if variable not in os.environ:
         raise ConfigError(f"{field}: the environment variable {variable} is not set where this runs.")
+    # What remains is looked at for what people paste along with a key.
     key = os.environ[variable].strip()
     problem = None
     if not key:
@@ -29,6 +30,7 @@ def read_api_key(variable: str | None, field: str) -> str | None:
         problem = "has a blank, a line end, or a character beyond ASCII within"
     elif key[0] == key[-1] and key[0] in "'\"":
         problem = "is in quotes, which become part of it"
+    # The variable's name and the kind of fault, and nothing of the value.
     if problem:
         raise ConfigError(f"{field}: the value of the environment variable {variable} {problem}. Set it to the key alone.")
     return key

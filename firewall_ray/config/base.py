@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# `schemas.LABEL_DESIGNS` once more, since a type checker needs them written out; a test keeps both alike.
 LabelDesign = Literal[
     "hard_label", "win_rate", "hard_block", "hard_block_greedy", "soft_block", "weak_pass_rate", "strong_pass_rate"
 ]
@@ -21,6 +22,8 @@ HIDDEN = Hidden()
 
 
 class Strict(BaseModel):
+    # extra: a misspelt key would else be a default in silence.
+    # frozen: a config is handed to many, none of whom may change it for the others.
     # hide_input_in_errors: pydantic's own message repeats the input, and it is the cause of our errors in a traceback.
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
 
@@ -49,6 +52,7 @@ class ActorsConfig(Strict):
     @property
     def torch_device(self) -> str:
         """As torch names it."""
+        # Without a number: Ray shows a process only the GPUs that it was given.
         return "cuda" if self.device == "gpu" else "cpu"
 
     @property
@@ -67,6 +71,7 @@ class NodeGroupConfig(Strict):
     @property
     def node_resources(self) -> dict[str, float]:
         """What every actor reserves beside CPUs and GPUs."""
+        # A node has 1 of it (ray_cluster.yaml): it says where an actor may run, and a thousand fit.
         return {} if self.node_resource is None else {self.node_resource: 0.001}
 
 

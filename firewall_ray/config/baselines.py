@@ -73,6 +73,7 @@ class BartScoreConfig(ActorsConfig):
     """The quality of a response for Hybrid LLM: BARTScore (Yuan et al. 2021)."""
 
     path: str | None = Field(
+        # BARTScore's own default, as is max_length below.
         "facebook/bart-large-cnn",
         description="Hub id or folder of a BART. None: a small one, trained from scratch on the responses of the train split.",
     )
@@ -92,6 +93,7 @@ class BartScoreConfig(ActorsConfig):
     def _scratch_is_complete(self) -> "BartScoreConfig":
         if self.path is None and self.tokenizer is None:
             raise ValueError("path: null trains a BART from scratch, and then `tokenizer` must name a tokenizer")
+        # Each head has an equal part of the width.
         if self.path is None and self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
         return self
@@ -110,6 +112,7 @@ class BaselinesConfig(Strict):
 
     @model_validator(mode="after")
     def _published_weights_have_their_embedding(self) -> "BaselinesConfig":
+        # Another source's vectors mean nothing to these weights, even where they are as long.
         if self.routellm_mf.weights is not None and self.embedding.openai is None:
             raise ValueError(
                 "routellm_mf.weights were trained on text-embedding-3-small; set embedding.openai to {} (with OPENAI_API_KEY), "
@@ -120,6 +123,7 @@ class BaselinesConfig(Strict):
     @field_validator("names")
     @classmethod
     def _each_once(cls, names: list[BaselineName]) -> list[BaselineName]:
+        # Each name is a folder under scores/, which would be written twice.
         if len(set(names)) < len(names):
             raise ValueError(f"a baseline comes twice in {names}")
         return names

@@ -8,11 +8,13 @@ from pydantic_core import Url
 
 from firewall_ray.config.base import HIDDEN
 
-# What clients append to a base URL themselves; longest first.
+# What clients append to a base URL themselves; longest first, since the first that fits is cut off.
 ENDPOINTS = ("/chat/completions", "/completions", "/embeddings", "/responses", "/messages", "/models")
 
 _EXAMPLE = "write one up to and including /v1, such as https://api.example.com/v1"
+# What is served without TLS as a rule, so http is suggested for it where the scheme is missing.
 _LOCAL_HOST = re.compile(r"(localhost|\d+\.\d+\.\d+\.\d+|\[[0-9a-fA-F:]+\])(:|/|$)")
+# A name or an IPv6 address in brackets, a port, and then a path or nothing.
 _HOST = re.compile(r"([\w-]+(\.[\w-]+)*\.?|\[[0-9a-fA-F:.]+\])(:\d+)?(/|$)")
 # How keys of well-known services begin, some of which are letters, digits and underscores alone, as names of variables are.
 _KEY = re.compile(r"((sk|pk|rk|gsk|csk|hf|ghp|gho|fw|r8|tgp|nvapi|pplx|xai)[_-][\w-]{12,}|(AIza|AKIA|eyJ)\w{12,})$", re.ASCII)
@@ -42,6 +44,7 @@ def _base_url(value: str) -> str:
         Url(text)
     except ValueError:  # a port that is none, an IPv6 address without its end
         raise ValueError(f"is no address of a server; {_EXAMPLE}") from None
+    # After the checks of form, so that the suggestion is an address that would be taken.
     if "@" in rest:
         raise ValueError(f"holds a user or a password; {instead}, and name the variable with the key in api_key_env")
     if re.search("[?#]", rest):
@@ -61,6 +64,7 @@ def _variable(value: str) -> str:
     if (
         not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value)
         or _KEY.match(value)
+        # Random letters and digits: a key that begins in none of the ways above.
         or any(len(part) >= _LONG_PART and re.search(r"\d", part) for part in value.split("_"))
     ):
         raise ValueError(

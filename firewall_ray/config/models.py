@@ -68,10 +68,12 @@ class OpenAIModelConfig(NodeGroupConfig):
     replicas: ReplicasConfig = ReplicasConfig()
 
 
+# discriminator: a wrong field is then reported for the engine that was named, not once for each engine.
 ModelConfig = Annotated[VllmModelConfig | OpenAIModelConfig, Field(discriminator="engine")]
 
 
 class SamplingConfig(Strict):
+    # 0.09: sqrt(p (1 - p) / n) at p = 1/2, where it is largest. The paper's n: Sec. 4.1.
     num_samples: Positive = Field(32, description="n. The paper's 32 gives a pass rate a standard error of at most 0.09.")
     temperature: float = Field(
         1.0,
@@ -92,6 +94,7 @@ class SamplingConfig(Strict):
 
     @model_validator(mode="after")
     def _greedy_has_one_sample(self) -> "SamplingConfig":
+        # Equal samples would look like a pass rate of 0 or 1, certain.
         if self.temperature == 0 and self.num_samples > 1:
             raise ValueError(
                 f"temperature 0 gives the same completion {self.num_samples} times; set sampling.temperature above 0, "
@@ -102,4 +105,5 @@ class SamplingConfig(Strict):
 
 def model_path(path: str) -> str:
     """An absolute path for a folder that exists here, so that workers with another working directory find it; else unchanged."""
+    # A hub id such as org/name is no folder here as a rule, and must reach the library as it is.
     return os.path.abspath(path) if Path(path).exists() else path

@@ -17,6 +17,7 @@ class BackboneVariant(Strict):
 
     def changes(self) -> dict[str, Any]:
         """The fields of `router` that differ, as objects for `model_copy`."""
+        # By getattr, not model_dump: that would turn `backbone` into a dict, which model_copy does not check.
         return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
 
 
@@ -61,6 +62,7 @@ class PlanConfig(Strict):
         None, gt=0, description="Of one training worker. None: as finished routers had it."
     )
     scoring_queries_per_s: float | None = Field(None, gt=0, description="Of one scoring actor and router. None: left out.")
+    # The paper's A100s (Sec. 4.1).
     gpu_memory_gb: float = Field(80, gt=0, description="Of one GPU, in 10^9 bytes.")
 
 

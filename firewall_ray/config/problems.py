@@ -44,6 +44,7 @@ def problem(model: type[BaseModel], error: Mapping[str, Any]) -> str:
 
 def _place(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
     path: list[str] = []
+    # Down the path part by part: `current` is the type there, None once the path leaves what is known.
     current, hidden = _opened(model)
     for part in location:
         arms = _arms(current)
@@ -57,8 +58,10 @@ def _place(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
             if part == "[key]":  # of the name before it
                 continue
             path.append(str(part))
+            # Of dict[K, V] the value, of list[V] the item.
             values = get_args(current)
             current, is_hidden = _opened(values[-1] if values else None)
+        # What lies within a hidden field is hidden too.
         hidden = hidden or is_hidden
     known = list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
     return _Place(path, known, hidden)
@@ -81,6 +84,7 @@ def _opened(annotation: Any) -> tuple[Any, bool]:
 
 
 def _without_none(annotation: Any) -> list[Any]:
+    # `A | B` is a types.UnionType, Optional[A] a typing.Union.
     is_union = get_origin(annotation) is Union or type(annotation).__name__ == "UnionType"
     return [arm for arm in get_args(annotation) if arm is not type(None)] if is_union else [annotation]
 
@@ -96,9 +100,11 @@ def _arm(arms: Sequence[Any], label: str) -> Any:
     for arm in arms:
         opened, _ = _opened(arm)
         if isinstance(opened, type) and issubclass(opened, BaseModel):
+            # A model with a discriminator is called by its Literal: "openai" for engine: Literal["openai"].
             tags = [value for field in opened.model_fields.values() for value in get_args(field.annotation)]
             if label == opened.__name__ or label in tags:
                 return arm
+        # Such as "list[ApiKeyConfig]" and "literal['disabled']". "\0" for a type without a name: every text ends in "".
         elif label.split("[")[0].endswith(getattr(get_origin(opened) or opened, "__name__", "").lower() or "\0"):
             return arm
     return None

@@ -87,6 +87,7 @@ class SplitsConfig(Strict):
 
     @model_validator(mode="after")
     def _fold_exists(self) -> "SplitsConfig":
+        # Without folds only 0, which then means nothing.
         if self.fold >= (self.folds or 1):
             raise ValueError(f"fold is {self.fold}, but folds is {self.folds}: fold goes from 0 to folds - 1")
         return self
@@ -112,11 +113,13 @@ class CustomTaskOptions(Strict):
     @field_validator("grader")
     @classmethod
     def _grader_is_named(cls, value: str) -> str:
+        # Only its form is checked: the module need not be importable where the config is read. [^\W\d]\w* is an identifier.
         if value not in GRADERS and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
             raise ValueError(f"must be one of {', '.join(GRADERS)}, or a Python function as package.module:function")
         return value
 
 
+# Their names alone, since config imports nothing of tasks/; a test keeps them those of tasks/graders.py.
 GRADERS = ("exact", "numeric", "regex", "code")
 
 
@@ -144,6 +147,7 @@ class TasksConfig(Strict):
     def options(self) -> dict[str, dict[str, Any]]:
         """Options of every task that is on, by its name, as plain values."""
         dumped = self.model_dump(mode="json", exclude={"custom"}, exclude_none=False)
+        # Beside the package's in one mapping: names differ, which the validator above saw to.
         own = {name: options.model_dump(mode="json") for name, options in self.custom.items()}
         return {**{name: options for name, options in dumped.items() if options is not None}, **own}
 

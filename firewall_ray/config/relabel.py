@@ -22,6 +22,7 @@ class RelabelConfig(Strict):
         description="Custom resource of the nodes for its engines, in place of the models' own: one that the nodes which serve "
         "lack keeps engines off these. None: as the models say.",
     )
+    # An eighth of the 32 that a run's own sampling may have (models.<key>.max_concurrency).
     max_concurrency: Positive = Field(
         4, description="Requests in flight to a model that is served elsewhere, where the application's requests share its limits."
     )

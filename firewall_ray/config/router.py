@@ -14,6 +14,7 @@ class RouterConfig(Strict):
         ["soft_block", "hard_block"], min_length=1, description="One router is trained for each label design."
     )
     backbone: BackboneConfig = BackboneConfig()
+    # The defaults are for the paper's network and machine: DeBERTa-v3-large on 8 A100s (Sec. 4.1).
     epochs: Positive = Field(10, description="The paper's 10. The epoch with the lowest validation loss is kept.")
     batch_size: Positive = Field(64, description="Over all workers. Not in the paper; 8 a GPU on 8 GPUs.")
     learning_rate: float = Field(

@@ -62,6 +62,7 @@ class RunConfig(Strict):
 
     @field_validator("models", mode="before")
     @classmethod
+    # Before validation: pydantic looks for the discriminator in the input, and the field's own default comes too late.
     def _engine_defaults_to_vllm(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
@@ -80,6 +81,7 @@ class RunConfig(Strict):
     @property
     def served_router(self) -> str:
         """The folder of routers/ that an application of this run begins with."""
+        # Folders of routers/ are called by their design.
         return self.serving.router or self.router.designs[0]
 
 
@@ -103,6 +105,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), root: str | Non
         raise ConfigError(f"--config {path} must be a mapping of keys, such as `root: runs/mine`.")
     for override in overrides:
         _apply(data, override)
+    # After the overrides, which may name another root.
     if root is not None:
         data["root"] = root
     try:
@@ -124,6 +127,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     node = data
     for parent in parents:
         child = node.setdefault(parent, {})
+        # `router:` with nothing after it is None to YAML; its fields may be set all the same.
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):

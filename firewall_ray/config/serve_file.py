@@ -23,6 +23,7 @@ class ServeFile:
         self.content = content
         self._config = config
         (application,) = applications(content)
+        # All of them optional in Serve's file: what is not there is as the application was built.
         deployments = application.get("deployments") or []
         self._router: Mapping[str, Any] = next((each for each in deployments if each["name"] == DEPLOYMENT), {"name": DEPLOYMENT})
         self._others = [each for each in deployments if each["name"] != DEPLOYMENT]
@@ -36,10 +37,12 @@ class ServeFile:
     def with_router(self, router: str, version: str) -> str:
         """The file's text with this router, at the strong fraction in force."""
         content = deepcopy(dict(self.content))
+        # As an operator set it last, so that another router does not bring back another share.
         fraction = self._user_config.get("strong_fraction", self._config.serving.strong_fraction)
         user_config = {"router": router, "version": version, "strong_fraction": fraction}
         (application,) = applications(content)
         application["deployments"] = deepcopy([*self._others, {**self._router, "user_config": user_config}])
+        # In the file's own order, so that a diff shows the router alone.
         return yaml.safe_dump(content, sort_keys=False)
 
 

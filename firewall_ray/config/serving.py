@@ -21,6 +21,7 @@ class BudgetControlConfig(Strict):
 
     window: int = Field(
         1_000,
+        # MIN_WINDOW of serve_app/routing/budget.py: 2 points of 200 are four decisions.
         ge=200,
         description="Decisions in a row, of one router replica, over which the fraction is within 2 points of the target. Shorter "
         "follows faster; longer keeps closer to the router's ranking.",

@@ -18,6 +18,7 @@ class _StrictLoader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            # YAML 1.1 reads on, off, yes, no, null and numbers as other than text.
             if key.tag not in (_TEXT, _MERGE):
                 said = f"the key {key.value!r}" if isinstance(key, yaml.ScalarNode) else "a key"
                 raise yaml.constructor.ConstructorError(
@@ -39,6 +40,7 @@ def load_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as e:
+        # Put together from the parts, since str(e) quotes the line.
         mark = e.problem_mark or e.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(f"{place}{', '.join(filter(None, [e.context, e.problem]))}") from None

@@ -18,7 +18,9 @@ def binned(
     A calibrated router has `p_weak` close to `label` in every bin.
     """
     probabilities = bool(np.all((p_weak >= 0) & (p_weak <= 1)))
+    # (num_bins + 1,). range=None: from the lowest score to the highest.
     edges = np.histogram_bin_edges(p_weak, num_bins, range=(0.0, 1.0) if probabilities else None)
+    # (num_queries,), 0 to num_bins - 1. The clip puts a score on the last edge into the last bin, not beyond it.
     bin_of = np.clip(np.searchsorted(edges, p_weak, side="right") - 1, 0, num_bins - 1)
     num_queries = np.bincount(bin_of, minlength=num_bins)
     columns = {
@@ -28,6 +30,7 @@ def binned(
         "pass_rate_strong": pass_rate_strong,
         "gain": pass_rate_strong - pass_rate_weak,
     }
+    # 0 / NaN is NaN without the warning that 0 / 0 gives.
     filled = np.where(num_queries > 0, num_queries, np.nan)
     means = {name: np.bincount(bin_of, weights=values, minlength=num_bins) / filled for name, values in columns.items()}
     return [

@@ -23,6 +23,7 @@ def render(report: dict[str, Any], figures: Mapping[str, str]) -> str:
     ranked = by_apgr(report, "all")
     return environment.get_template("report.html.j2").render(
         report=report,
+        # Not escaped again: matplotlib escapes names when it writes an SVG.
         figures={name: Markup(svg) for name, svg in figures.items()},
         ranked=ranked,
         baselines=[name for name in ("random", "oracle") if name not in ranked],
@@ -44,6 +45,7 @@ def finding(report: Mapping[str, Any], best: str) -> str:
             f"On these queries {strong} is not better than {weak}, so there is no gap to recover: APGR and CPT are undefined. "
             f"Check models and grading, or route everything to {weak}."
         )
+    # 0.5: a random order's APGR by the trapezoid, whatever the models.
     if apgr["low"] is None or apgr["low"] <= 0.5:
         return (
             f"No router is surely better than chance here: the interval of the best, {best}, reaches from {number(apgr['low'])} to "
@@ -60,6 +62,7 @@ def _whisker(report: Mapping[str, Any]) -> dict[str, float]:
     """The common axis of the APGR intervals in the headline table: from below the lowest bound to above the highest."""
     metrics = [of_task["all"]["apgr"] for of_task in report["routers"].values() if "all" in of_task]
     bounds = [value for apgr in metrics for value in (apgr["low"], apgr["high"], apgr["value"]) if value is not None]
+    # At least 0.45 to 0.55, so that chance is on the axis and its span is never 0.
     low, high = min([0.45, *bounds]), max([0.55, *bounds])
     return {"low": low, "span": high - low}
 

@@ -19,6 +19,7 @@ from firewall_ray.errors import EvaluationError
 
 Floats = NDArray[np.float64]
 
+# The strong fractions of the paper's APGR: 0%, 10%, ..., 100% (Sec. 4.1).
 FRACTIONS = np.linspace(0.0, 1.0, 11)
 # Pass rates are float32 multiples of 1/n: a mean gain below this is rounding, and PGR would divide by it.
 MIN_GAP = 1e-7
@@ -51,6 +52,8 @@ def performance_curve(
     total = ranked_counts.sum()
     if total == 0:
         return np.full(len(fractions), np.nan)
+    # Both (num_queries + 1,): how many go strong, and what that gains in all, when the first 0, 1, ... of the ranking are sent.
+    # A query that counts 0 times adds the same point again, which leaves the interpolation as it is.
     num_strong = np.concatenate(([0.0], np.cumsum(ranked_counts)))
     gain = np.concatenate(([0.0], np.cumsum(ranked_counts * (strong - weak)[order])))
     return ((ranked_counts * weak[order]).sum() + np.interp(fractions * total, num_strong, gain)) / total
@@ -71,6 +74,7 @@ def pgr(curve: ArrayLike) -> Floats:
             UndefinedMetricWarning,
             stacklevel=2,
         )
+    # NaN stays where `where` is False; dividing everywhere would warn, and give infinities.
     return np.divide(performance - weak, strong - weak, out=np.full_like(performance, np.nan), where=defined)
 
 
@@ -103,6 +107,7 @@ def curve_pass_rate(curve: ArrayLike, strong_fraction: float) -> Floats:
     """
     performance = np.asarray(curve, dtype=np.float64)
     position = strong_fraction * (len(FRACTIONS) - 1)
+    # At strong fraction 1 the last interval's right end, not an interval beyond it.
     left = min(int(position), len(FRACTIONS) - 2)
     return performance[..., left] + (position - left) * (performance[..., left + 1] - performance[..., left])
 
@@ -118,10 +123,13 @@ def curve_cpt(curve: ArrayLike, share: float) -> Floats:
     [0.11, 0.29, 0.58]
     """
     recovered = pgr(curve)
+    # False for NaN, so an undefined PGR reaches nothing.
     reached = recovered >= share
+    # (..., 1): the first point that reaches it. argmax is 0 where none does; the last line makes that NaN.
     right = np.argmax(reached, axis=-1)[..., None]
     left = np.maximum(right - 1, 0)
     y_left, y_right = np.take_along_axis(recovered, left, -1), np.take_along_axis(recovered, right, -1)
+    # right = 0 where the first point reaches it (a share of 0): there is no interval before it. Else y_left < share <= y_right.
     step = np.divide(share - y_left, y_right - y_left, out=np.zeros_like(y_left), where=right > 0)
     fraction = FRACTIONS[left] + step * (FRACTIONS[right] - FRACTIONS[left])
     return np.where(reached.any(axis=-1), fraction[..., 0], np.nan)
@@ -171,6 +179,7 @@ def checked_pass_rates(pass_rate_weak: ArrayLike, pass_rate_strong: ArrayLike, q
         values = np.asarray(given, dtype=np.float64)
         if values.shape != (len(query_ids),):
             raise EvaluationError(f"{name} has shape {values.shape}, but there are {len(query_ids)} query ids.")
+        # Negated, so that NaN is wrong too.
         wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))
         if len(wrong):
             raise EvaluationError(f"{name} is {values[wrong[0]]} for query {query_ids[wrong[0]]!r}; a pass rate lies in [0, 1].")

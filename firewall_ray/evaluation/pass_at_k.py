@@ -21,9 +21,10 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
         raise EvaluationError(f"num_correct is {num_correct}, but there are {num_samples} samples.")
     if k < 1:
         raise EvaluationError(f"k is {k}; pass@k needs at least one sample.")
+    # Fewer wrong ones than are drawn: a right one is among them for certain. The factors below would begin at 0 or less.
     if num_samples - num_correct < k:
         return 1.0
-    # As a product, term by term the official sum: the binomials themselves overflow.
+    # As a product, term by term the official sum: the binomials themselves overflow. Without a right one it is empty, and 1.
     return float(1 - np.prod(1 - k / np.arange(num_samples - num_correct + 1, num_samples + 1)))
 
 

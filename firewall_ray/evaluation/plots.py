@@ -16,6 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from firewall_ray.evaluation.table import by_apgr
 
+# Lower case, as matplotlib writes colours into an SVG; no other colour here may equal one of them.
 INK, FAINT = "#1b1d21", "#d5d8dd"  # replaced in the SVG by the page's own colours
 PALETTE = ("#2f7ed8", "#e07b39", "#1f9e89", "#c2508f", "#8a6fd1", "#a98f1f", "#d1495b", "#4f8a3c")
 WEAK, STRONG, GAIN = "#8fa3b8", "#2f7ed8", "#1f9e89"
@@ -36,6 +37,7 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
+    # Text as text; the default draws each letter as a path. The salt gives elements the same ids in every run.
     "svg.fonttype": "none",
     "svg.hashsalt": "firewall-ray",
 }
@@ -62,10 +64,12 @@ def png(figure: Figure) -> bytes:
 def svg(figure: Figure) -> str:
     """An <svg> element to put into a page that defines `color` and `--faint`."""
     with mpl.rc_context(STYLE), io.StringIO() as buffer:
+        # Date: left out, so that the same report is the same file.
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--faint)")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Without width and height the figure takes the page's width, and its height from viewBox.
     return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
 
 
@@ -81,10 +85,12 @@ def _cost_quality(report: Report, task: str) -> Figure:
 def cost_quality(axes: Axes, report: Report, task: str) -> None:
     """Pass rate against strong fraction: every router, the interval of the best, random routing and the oracle."""
     curves = report["curves"][task]
+    # By the router's place in the report, not in the ranking: a router has one colour in the figures of all tasks.
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(report["bins"])}
     ranked = by_apgr(report, task)
     if ranked:
         best = curves[ranked[0]]
+        # Each (11,); None, undefined, becomes NaN.
         low, high = (np.array(best[key], dtype=float) for key in ("low", "high"))
         axes.fill_between(best["strong_fraction"], low, high, color=colours[ranked[0]], alpha=0.16, linewidth=0)
     for i, name in enumerate(ranked):
@@ -106,6 +112,7 @@ def cost_quality(axes: Axes, report: Report, task: str) -> None:
     for role in ("weak", "strong"):
         model = report["pair"][role]
         axes.axhline(report["models"][model][task]["pass_rate"], color=INK, linewidth=0.8, alpha=0.45, zorder=1)
+        # Where no curve meets the line: all begin on the weak model's, on the left, and end on the strong one's.
         end, align = (0.995, "right") if role == "weak" else (0.005, "left")
         axes.annotate(
             f"always {model}",
@@ -133,6 +140,7 @@ def _bins(report: Report, router: str) -> Figure:
         right.plot([low, high], [low, high], "--", color=INK, linewidth=1, label="perfectly calibrated")
         right.legend(loc="upper left", fontsize=9)
     counts = np.array([row["num_queries"] for row in rows])
+    # In square points, so the area grows with the count; 12 keeps a bin of one query visible.
     sizes = 12 + 160 * counts / counts.max()
     right.scatter(_floats([r["p_weak"] for r in rows]), _floats([r["label"] for r in rows]), s=sizes, color=STRONG, alpha=0.75)
     right.set(xlabel="mean predicted p_weak", ylabel=f"mean {label}", xlim=(low, high), ylim=(-0.03, 1.05))
@@ -144,6 +152,7 @@ def pass_rate_bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """Mean pass rates of both models and the gain in bins of p_weak; rows as `bins.binned` gives them."""
     centres = np.array([(row["low"] + row["high"]) / 2 for row in rows])
     width = rows[0]["high"] - rows[0]["low"]
+    # In shares of a bin's width: three bars of 0.25, two gaps of 0.02 between them.
     for offset, column, colour, name in (
         (-0.27, "pass_rate_weak", WEAK, "weak"),
         (0.0, "pass_rate_strong", STRONG, "strong"),
@@ -153,6 +162,7 @@ def pass_rate_bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
     for centre, row in zip(centres, rows, strict=True):
         axes.annotate(f"{row['num_queries']:,}", (centre, 1.02), ha="center", fontsize=8, annotation_clip=False)
     axes.axhline(0, color=INK, linewidth=0.8)
+    # A bin's gain is below 0 where the weak model is better there.
     bottom = min(0.0, *(row["gain"] for row in rows if row["gain"] is not None))
     axes.set(xlim=(rows[0]["low"], rows[-1]["high"]), ylim=(bottom - 0.02 if bottom else 0, 1.08))
     axes.set(xlabel="predicted p_weak (bins; the number of queries above)", ylabel="mean pass rate")

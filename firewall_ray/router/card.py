@@ -117,6 +117,7 @@ def write_card(config: RunConfig, design: str, dataset: Dataset, counts: Mapping
         prompt_template=PROMPT_TEMPLATE,
         max_length=config.router.max_length,
         training=config.router,
+        # What `data.FixedShards` leaves over is not trained on, so it is not counted.
         num_train=counts["train"] - counts["train"] % config.router.num_workers,
         num_validation=counts["validation"],
         history=[EpochMetrics(**{name: _defined(value) for name, value in epoch.items()}) for epoch in trained["history"]],
@@ -136,6 +137,7 @@ def validation_intervals(
     validation: Mapping[str, np.ndarray], labels: np.ndarray, evaluation: EvaluationConfig
 ) -> dict[str, Interval]:
     """`bce` against the labels and every routing metric, each with its bootstrap interval over the validation queries."""
+    # Each (num_queries,).
     p_weak, weak, strong = (validation[name] for name in ("p_weak", "pass_rate_weak", "pass_rate_strong"))
     order = rank(p_weak, validation["query_id"].tolist(), evaluation.seed)
     curve = performance_curve(weak, strong, order)
@@ -144,6 +146,7 @@ def validation_intervals(
 
     clipped = np.clip(p_weak.astype(np.float64), 1e-7, 1 - 1e-7)  # float32 sigmoids reach 0 and 1
     losses = -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))
+    # Resampled apart from the curves: the loss is a mean over queries, which needs no ranking.
     draws = np.random.default_rng(evaluation.seed)
     means = [losses[draws.integers(len(losses), size=len(losses))].mean() for _ in range(evaluation.num_bootstrap)]
     found = {"bce": percentile_interval(float(losses.mean()), means, evaluation.confidence), **found}
@@ -163,11 +166,13 @@ def _weights_hash(dataset: Dataset) -> str:
     for path in dataset.files():
         if path.endswith(".safetensors"):
             with dataset.filesystem.open_input_stream(path) as stream:
-                while chunk := stream.read(1 << 24):
+                while chunk := stream.read(1 << 24):  # 16 MiB: weights may be larger than memory
                     digest.update(chunk)
+    # 64 bits tell versions apart, and are short enough for a response header.
     return digest.hexdigest()[:16]
 
 
 def _defined(number: Any) -> Any:
     """NaN (undefined) becomes None, which JSON knows."""
+    # NaN alone differs from itself; this works for whole numbers and texts as well.
     return None if number != number else number

@@ -47,6 +47,8 @@ def compile_for_cpu(model: PreTrainedModel, num_threads: int, max_length: int) -
     rows = torch.ones(2, min(8, max_length), dtype=torch.int64)
     # One tensor given for both would become one input of both.
     example = {"input_ids": rows, "attention_mask": rows.clone()}
+    # LATENCY: one call at a time on all threads. f32: on CPUs that have bf16 OpenVINO computes in it unless told not to, and
+    # scores would tie.
     settings = {"INFERENCE_NUM_THREADS": num_threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     try:
         with warnings.catch_warnings():
@@ -73,9 +75,12 @@ def largest_difference(one: Network, other: Network, vocab_size: int, max_length
     """Of two networks' p_weak, over random tokens in batches of several shapes, padded and not."""
     generator = torch.Generator().manual_seed(0)
     difference = 0.0
+    # (rows, tokens): the longest there are, one token, one row and several. None is the shape that was recorded, (2, 8), unless
+    # max_length is that short.
     for num_rows, length in ((1, max_length), (3, max(1, max_length // 2)), (1, 1), (2, min(5, max_length))):
-        ids = torch.randint(0, vocab_size, (num_rows, length), generator=generator)
+        ids = torch.randint(0, vocab_size, (num_rows, length), generator=generator)  # int64 (num_rows, length)
         mask = torch.ones_like(ids)
+        # Half of the last row is padding; the first token stays, since a row without any token has no score.
         mask[-1, max(1, length // 2) :] = 0
         scores = (torch.sigmoid(network(ids, mask)).double() for network in (one, other))
         difference = max(difference, float(np.abs(np.subtract(*(each.numpy() for each in scores))).max()))

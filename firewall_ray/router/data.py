@@ -78,11 +78,13 @@ class TokenRows(Sequence[np.ndarray]):
 
     def __init__(self, ids: pa.ChunkedArray, order: np.ndarray) -> None:
         """ids: list<int32>, rows in any order. order: int, (num_rows,): the places in `ids` of the rows wanted."""
-        self._blocks = [chunk.values.to_numpy() for chunk in ids.chunks]  # flat; a slice's too begin with its parent's first row
+        # `values`, not `flatten()`: of a slice it still has all of its parent's numbers, which is what `offsets` count in.
+        self._blocks = [chunk.values.to_numpy() for chunk in ids.chunks]  # each int32, flat
         offsets = [chunk.offsets.to_numpy() for chunk in ids.chunks]
-        starts = np.concatenate([each[:-1] for each in offsets]).astype(np.int64)
+        starts = np.concatenate([each[:-1] for each in offsets]).astype(np.int64)  # of each row in its block
         self.lengths = np.concatenate([np.diff(each) for each in offsets]).astype(np.int32)[order]
         self._starts = starts[order]
+        # int32, (num_rows,): n + 1 offsets mark n rows.
         self._block_of = np.repeat(np.arange(len(offsets), dtype=np.int32), [len(each) - 1 for each in offsets])[order]
 
     def __len__(self) -> int:
@@ -120,8 +122,10 @@ class Collate(ArrowBatchCollateFn):
     def __call__(self, batch: pa.Table) -> dict[str, torch.Tensor]:
         ids = batch["input_ids"]
         lengths = pc.list_value_length(ids).to_numpy()
+        # A batch may be a slice of a block: unlike `values`, this gives the slice's own numbers.
         flat = pc.list_flatten(ids).to_numpy()
         input_ids, attention_mask = pad(flat, lengths, self.pad_token_id, self.multiple)
+        # np.array copies: Arrow's memory is read-only, and torch warns of tensors that share such memory.
         labels = {design: torch.from_numpy(np.array(batch[design].to_numpy(), dtype=np.float32)) for design in self.designs}
         return {"input_ids": input_ids, "attention_mask": attention_mask, **labels}
 
@@ -146,6 +150,7 @@ def check_labels(labels: Dataset, designs: Sequence[str], num_workers: int, limi
             values = batch[design].filter(is_train).to_numpy()  # of a batch without training rows: none, hence `initial`
             lowest[design] = min(lowest[design], values.min(initial=np.inf))
             highest[design] = max(highest[design], values.max(initial=-np.inf))
+    # Range and constancy were checked over all rows, limit or not.
     counts = {split: min(count, limit or count) for split, count in counts.items()}
     if counts["train"] < num_workers:
         raise LabelError(
@@ -185,6 +190,7 @@ def read_split(
         labels.files(), filesystem=labels.filesystem, columns=wanted, file_extensions=None, partitioning=None
     )
     rows.context.execution_options.preserve_order = True  # so that limit, shuffle and shards repeat
+    # As an expression Arrow filters; a Python function would be called with each row.
     rows = rows.filter(expr=ray.data.expressions.col("split") == split)
     if limit is not None:
         rows = rows.limit(limit)
@@ -195,9 +201,11 @@ def read_split(
 def _tokenize(batch: pa.Table, backbone: BackboneConfig, max_length: int, columns: Iterable[str]) -> pa.Table:
     """In a Ray Data task, once a batch."""
     ids, _ = encode(_cached_tokenizer(backbone), batch["prompt"].to_pylist(), max_length)
+    # int32: half of int64 in the object store, and no vocabulary comes near 2^31.
     return batch.select(list(columns)).append_column("input_ids", pa.array(ids, pa.list_(pa.int32())))
 
 
+# Ray runs many of these tasks in one worker process, which then loads the tokenizer once.
 @lru_cache(maxsize=1)
 def _cached_tokenizer(backbone: BackboneConfig) -> PreTrainedTokenizerBase:
     return load_tokenizer(backbone)
@@ -215,6 +223,7 @@ class FixedShards(DataConfig):
     def __init__(self) -> None:
         super().__init__(datasets_to_split=["train"])
 
+    # The other arguments, the workers' handles and nodes, would place the ends of a stream.
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, ray.data.DataIterator]]:
@@ -230,6 +239,7 @@ def columns_of(rows: Iterable[pa.Table]) -> dict[str, Any]:
     """Whole columns, sorted by query_id so that every worker sees the same order: `input_ids` as TokenRows, strings as Strings,
     numbers as numpy arrays, (num_rows,). Memory beside the blocks: 16 bytes a row, its strings and numbers."""
     table = pa.concat_tables(rows)
+    # uint64, (num_rows,): the row in `table` of each row wanted.
     order = pc.sort_indices(table["query_id"]).to_numpy()
     columns: dict[str, Any] = {}
     for name in table.column_names:

@@ -25,6 +25,7 @@ def deepspeed_config(router: RouterConfig) -> dict[str, Any]:
         "train_batch_size": router.batch_size,
         "train_micro_batch_size_per_gpu": router.batch_size // router.num_workers,  # exact: `train.for_workers` saw to it
         "gradient_clipping": router.gradient_clipping,
+        # Where it is off, DeepSpeed computes in the model's own precision, float32.
         "bf16": {"enabled": router.precision == "bf16"},
         "zero_optimization": {"stage": router.zero_stage},
     }
@@ -39,6 +40,7 @@ def learning_rate_scale(step: int, num_steps: int, warmup_share: float) -> float
     num_warmup = round(num_steps * warmup_share)
     if step < num_warmup:
         return (step + 1) / num_warmup  # not step / num_warmup: the first step would move nothing
+    # The scheduler asks for the step after the last as well, step = num_steps, which gets 0.
     return max(0, num_steps - step) / max(1, num_steps - num_warmup)
 
 
@@ -55,6 +57,7 @@ def make_engine(model: PreTrainedModel, router: RouterConfig, num_steps: int, fi
     """Wrap the model for data-parallel training over `num_steps` optimizer steps, the first `first_step` of them done before."""
     import deepspeed
 
+    # At info it writes its whole configuration.
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # This op only serves tensor-parallel inference on CPUs; left on, importing it compiles C++ for up to two minutes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -69,6 +72,7 @@ def make_engine(model: PreTrainedModel, router: RouterConfig, num_steps: int, fi
         optimizer=optimizer,
         lr_scheduler=lambda basic: LambdaLR(basic, scale),
         config=deepspeed_config(router),
+        # Ray Train has set the process group up.
         dist_init_required=False,
     )
     return engine
@@ -82,6 +86,7 @@ def save_weights(
     import deepspeed
 
     parameters = list(engine.module.parameters())
+    # Under ZeRO 3 a worker's own parameters are empty outside this; other stages keep them whole on every worker.
     with deepspeed.zero.GatheredParameters(parameters, enabled=zero_stage == _ZERO_PARTITIONED_WEIGHTS):
         if folder is not None:
             engine.module.save_pretrained(folder)

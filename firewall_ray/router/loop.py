@@ -122,6 +122,7 @@ def start_worker(spec: TrainSpec, scratch: Path) -> Worker:
 
 def _train_designs(worker: Worker, progress: Progress, state: Path | None) -> None:
     designs = worker.spec.designs
+    # The checkpoint's own design first; those before it are done. A new design begins without state.
     for design in designs[designs.index(progress.design) :]:
         if design != progress.design:
             progress, state = Progress(design), None
@@ -134,6 +135,7 @@ def _train_design(worker: Worker, progress: Progress, state: Path | None) -> Non
     torch.manual_seed(router.seed)
     rows_per_worker = worker.spec.num_train // router.num_workers
     batch_size = router.batch_size // router.num_workers
+    # The last batch of an epoch may be smaller; it is trained on too.
     steps_per_epoch = math.ceil(rows_per_worker / batch_size)
     # By epochs, not by the steps that were taken: another number of workers may leave out another odd row, and so have a step
     # more or less an epoch.
@@ -165,6 +167,7 @@ def _train_design(worker: Worker, progress: Progress, state: Path | None) -> Non
                 _log_epoch(worker, progress, time.monotonic() - started)
     finally:
         if monitor is not None:
+            # By hand: the workers but rank 0 have none, and `with` would need one.
             monitor.__exit__()
     engine.destroy()
     if worker.is_first:
@@ -176,6 +179,7 @@ def _validate(worker: Worker, engine: Any, design: str, batch_size: int, monitor
     """The epoch's metrics on the validation split, the same on every worker: by them all decide whether it is the best."""
     count = monitor.rows_done.add if monitor is not None else lambda _: None
     logits = validation_logits(engine, worker.validation["input_ids"], worker.tokenizer.pad_token_id, batch_size, count)
+    # Rank 0 alone has the labels and pass rates. A list, because the broadcast fills it in place on the others.
     told: list[Any] = [validation_metrics(logits, worker.validation, design, worker.spec.router.seed) if worker.is_first else None]
     dist.broadcast_object_list(told, src=0, device=worker.device)
     if monitor is not None:
@@ -193,13 +197,16 @@ def train_epoch(worker: Worker, engine: Any, design: str, epoch: int, monitor: T
         prefetch_batches=2,
         # At least the worker's whole part when it has up to 100,000 rows: then every order is equally likely.
         local_shuffle_buffer_size=min(100_000, worker.spec.num_train // router.num_workers),
+        # Another order each epoch, and the same one when the epoch is repeated after a resume.
         local_shuffle_seed=router.seed + epoch,
     )
+    # On the CPU, and moved to the device once, for the sum over workers.
     sums = torch.zeros(2, dtype=torch.float64)  # of the loss, of the rows
     rows_per_worker = worker.spec.num_train // router.num_workers
     first_step = epoch * math.ceil(rows_per_worker / (router.batch_size // router.num_workers))
     started = step_started = time.monotonic()
     for step, batch in enumerate(batches, start=first_step + 1):
+        # (rows,): the model's output is (rows, 1), and the loss wants the labels' shape.
         logits = engine(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
         loss = binary_cross_entropy_with_logits(logits.float(), batch[design])  # Eq. 2; float32, bf16 cannot tell 0.99 from 1
         engine.backward(loss)
@@ -214,6 +221,7 @@ def train_epoch(worker: Worker, engine: Any, design: str, epoch: int, monitor: T
             done = int(sums[1]) * router.num_workers
             monitor.rows_done.say(epoch + 1, value, done, rows_per_worker * router.num_workers, done / (now - started))
         step_started = now
+    # Before the sum over workers, which waits for the slowest.
     elapsed_s = time.monotonic() - started
     sums = sums.to(worker.device)
     dist.all_reduce(sums)
@@ -229,6 +237,7 @@ def _checkpoint(worker: Worker, engine: Any, progress: Progress) -> None:
         if worker.is_first:
             shutil.copytree(worker.best, folder / "best")
             (folder / "progress.json").write_text(json.dumps({"design": progress.design, "history": progress.history}))
+        # Each worker reports its own folder; Ray Train puts their files into one checkpoint, so names must differ between workers.
         reported = {"design": progress.design, **progress.history[-1]}
         ray.train.report(reported, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
@@ -248,6 +257,7 @@ def _export(worker: Worker, dataset: Dataset, progress: Progress) -> None:
     columns["p_weak"] = predictor.score_ids(validation["input_ids"])
     columns["query_id"] = columns["query_id"].column
     table = pa.table(columns)
+    # In this order: whoever finds TRAINED_FILE finds what is beside it whole.
     pafs.copy_files(str(worker.best), dataset.path, pafs.LocalFileSystem(), dataset.filesystem)
     pq.write_table(table, f"{dataset.path}/{VALIDATION_FILE}", filesystem=dataset.filesystem)
     with dataset.filesystem.open_output_stream(f"{dataset.path}/{TRAINED_FILE}") as stream:

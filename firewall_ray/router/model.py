@@ -56,9 +56,11 @@ def network_config(router: RouterConfig, tokenizer: PreTrainedTokenizerBase) -> 
     if backbone.path is None:
         return _scratch_config(router, tokenizer)
     try:
+        # One label, so one logit, whatever the checkpoint was trained for.
         config = AutoConfig.from_pretrained(backbone.path, num_labels=1)
     except Exception as e:
         raise ModelError(f"router.backbone.path: no model can be loaded from {backbone.path!r}: {_first_line(e)} {_WAY_OUT}") from e
+    # transformers' own table; without this the refusal would come from the workers, once they load the weights.
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
         raise ModelError(
             f"router.backbone.path: {backbone.path!r} is a {config.model_type} model, which transformers cannot turn into a "
@@ -89,6 +91,7 @@ def build_model(router: RouterConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # it warns that the head is new; it is meant to be
     try:
         # float32 whatever the checkpoint: DeepSpeed keeps the master weights and casts to bf16 itself.
+        # ignore_mismatched_sizes: a checkpoint whose head has other labels loses it instead of being refused.
         return AutoModelForSequenceClassification.from_pretrained(
             router.backbone.path, config=config, dtype="float32", ignore_mismatched_sizes=True
         )
@@ -112,6 +115,7 @@ def _scratch_config(router: RouterConfig, tokenizer: PreTrainedTokenizerBase) ->
             num_attention_heads=backbone.num_heads,
             intermediate_size=backbone.intermediate_size,
             max_position_embeddings=router.max_length,
+            # Left out, they would be 1 and 2 (Llama's), whatever tokens this tokenizer has there.
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -124,6 +128,7 @@ def _scratch_config(router: RouterConfig, tokenizer: PreTrainedTokenizerBase) ->
         num_attention_heads=backbone.num_heads,
         intermediate_size=backbone.intermediate_size,
         max_position_embeddings=router.max_length,
+        # DeBERTa-v3's choices, from here to position_buckets: its config.json on the hub. A prompt is one segment.
         type_vocab_size=0,
         relative_attention=True,
         position_biased_input=False,

@@ -65,6 +65,7 @@ class RouterPredictor:
     @classmethod
     def of_weights(cls, folder: str | Path, *, max_length: int, batch_size: int, device: str) -> Self:
         """A predictor over a Hugging Face folder that has no card yet: training, which measures in order to write it."""
+        # Past __init__, which reads the card.
         predictor = cls.__new__(cls)
         predictor._load(Path(folder), max_length, batch_size, device, None)
         return predictor
@@ -84,6 +85,7 @@ class RouterPredictor:
             ) from e
         model.config.use_cache = False  # of keys and values, which causal backbones would keep for tokens to come
         self.model = model.to(device).eval()
+        # Torch's, unless `compile_for_cpu` replaces it. A batch's width is rounded up to a _multiple; torch takes any.
         self._network = Logits(self.model)
         self._multiple = 1
         self.max_length = max_length
@@ -128,6 +130,7 @@ def local_copy(router: Dataset, folder: str | Path) -> str:
     if isinstance(router.filesystem, pafs.LocalFileSystem):
         return router.path
     Path(folder).mkdir(parents=True, exist_ok=True)
+    # One by one: `files` leaves out the underscored ones, which training and TensorBoard left.
     for path in router.files():
         name = path.rpartition("/")[2]
         pafs.copy_files(path, str(Path(folder) / name), router.filesystem, pafs.LocalFileSystem())

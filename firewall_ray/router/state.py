@@ -67,6 +67,7 @@ class SavedState:
     def __init__(self, folder: Path) -> None:
         self.step = 0.0
         self._files: dict[str, list[tuple[Any, int]]] = defaultdict(list)  # parameter -> files with parts of it, their starts
+        # Only the headers are read here, and files are mapped into memory, not loaded.
         for path in sorted(folder.glob("state-*.safetensors")):
             file = safe_open(path, framework="pt")
             metadata = file.metadata()
@@ -82,6 +83,7 @@ class SavedState:
         found, num_found = torch.empty(numel), 0
         for file, there in self._files[name]:
             saved = file.get_slice(f"{kind}/{name}")
+            # What of this file's part lies in the part asked for; nothing where they do not overlap.
             first, last = max(start, there), min(start + numel, there + saved.get_shape()[0])
             if first < last:
                 found[first - start : last - start] = saved[first - there : last - there]
@@ -103,6 +105,7 @@ class SavedState:
         states = engine.basic_optimizer.state
         for part in _parts(engine):
             state = states[part.master]
+            # AdamW makes its state at its first step, which a new engine need not have taken.
             if not state or "step" not in state:
                 state.update({name: torch.zeros_like(part.master) for name in MOMENTS})
             state["step"] = torch.tensor(self.step)  # its corrections for the moments' start at 0 depend on it
@@ -119,6 +122,7 @@ def _parts(engine: "deepspeed.DeepSpeedEngine") -> Iterator[Part]:
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     masters = _masters_of_stage_0(engine) if stage == 0 else {}
     for name, parameter in engine.module.named_parameters():
+        # No master and no moments.
         if not parameter.requires_grad:
             continue
         if stage == 0:
@@ -145,6 +149,7 @@ def _parts_to_save(engine: "deepspeed.DeepSpeedEngine") -> Iterator[Part]:
 def _masters_of_stage_0(engine: "deepspeed.DeepSpeedEngine") -> dict[torch.Tensor, torch.Tensor]:
     """In float32 a parameter is its own master; in bf16 DeepSpeed keeps one for each."""
     optimizer = engine.optimizer
+    # Then `optimizer` is AdamW itself, not DeepSpeed's wrapper for bf16.
     if not hasattr(optimizer, "fp32_groups"):
         return {parameter: parameter for parameter in engine.module.parameters()}
     pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)

@@ -31,14 +31,17 @@ def validation_logits(
     rank, world = dist.get_rank(), dist.get_world_size()
     order = np.argsort(-ids.lengths, kind="stable")  # longest first: out of memory shows at once
     mine = order[rank::world]
+    # (num_rows,), on every worker, which fills in its own rows.
     logits = torch.zeros(len(ids), dtype=torch.float64 if engine.device.type == "cpu" else torch.float32, device=engine.device)
     engine.eval()  # no dropout: the same weights have the same loss
+    # Over the rows of the worker that has the most, rounded up: the last batch of another may be without rows.
     for start in range(0, -(-len(ids) // world), batch_size):
         rows = mine[start : start + batch_size]
         input_ids, mask = pad_rows([ids[i] for i in (rows if len(rows) else order[:1])], pad_token_id)
         output = engine(input_ids=input_ids.to(engine.device), attention_mask=mask.to(engine.device)).logits[:, 0]
         if len(rows):
             logits[rows] = output.to(logits.dtype)
+        # A batch of this worker's stands for one of each worker; capped, since their last ones may be short.
         count(min(len(ids), (start + batch_size) * world) - min(len(ids), start * world))
     engine.train()
     dist.all_reduce(logits)  # the sum: every row was filled in by one worker and is 0 on the others
@@ -51,10 +54,12 @@ def bce(logits: np.ndarray, labels: np.ndarray) -> float:
     >>> round(bce(np.array([0.0, 0.0]), np.array([0.25, 1.0])), 4)  # ln 2
     0.6931
     """
+    # -y log s(x) - (1 - y) log(1 - s(x)) = log(1 + e^x) - y x, with s the sigmoid.
     return float(np.mean(np.logaddexp(0, logits) - labels * logits))
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
+    # 1 / (1 + e^-x), without an overflow where x is far below 0.
     return np.exp(-np.logaddexp(0, -logits))
 
 

@@ -9,6 +9,7 @@ from ray.util.placement_group import placement_group_table
 
 from firewall_ray.cluster.room import Need, said_while_waiting
 
+# Each look asks Ray's control store for all placement groups of the cluster.
 LOOK_EVERY_S = 2.0
 
 
@@ -28,6 +29,7 @@ def waits_said(need: Need) -> Iterator[None]:
         except (ray.exceptions.RayError, RuntimeError):  # words only: whatever fails here must not disturb the training
             return False
         return any(
+            # The parts in their order: Ray Train makes one bundle a worker.
             group["state"] == "CREATED" and group_id not in others and list(group["bundles"].values()) == list(need.parts)
             for group_id, group in groups.items()
         )

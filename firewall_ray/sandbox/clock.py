@@ -42,6 +42,7 @@ class Clock:
         if missed <= 0:
             os.kill(self._pid, signal.SIGALRM)
             self._alarmed = True
+        # On one CPU it cannot have caught up before `missed` seconds of wall time, so that is when to look again.
         self._check_at = now + (missed if missed > 0 else SECONDS_AFTER_TIMEOUT)
         return self._check_at - now
 

@@ -67,6 +67,7 @@ def _preload() -> None:
             importlib.import_module(name)
         except ImportError:  # This Python was built without it, so programs go without it too.
             continue
+    # Garbage would be frozen with the rest.
     gc.collect()
     gc.freeze()  # children then share these pages instead of copying them
 
@@ -95,6 +96,7 @@ class _Server:
             pid = os.fork()
             if pid == 0:
                 programs.run(program, self._limits, report_out, nonce, self._filter, scratch)
+            # The child's end: only then does reading find the end when the child has closed its own.
             os.close(report_out)
             try:
                 return self._read_report(report, nonce, pid)
@@ -117,7 +119,9 @@ class _Server:
                 continue
             chunk = os.read(report, 4096)
             found += chunk
+            # Nonce, length in two bytes, outcome: as `program.run` writes it.
             text = found[NONCE_BYTES + 2 :]
+            # As soon as one byte is wrong: whoever writes anything else has no second try.
             if found[:NONCE_BYTES] != nonce[: len(found)]:
                 break
             if len(found) >= NONCE_BYTES + 2 and len(text) >= int.from_bytes(found[NONCE_BYTES : NONCE_BYTES + 2], "big"):
@@ -134,6 +138,7 @@ class _Server:
         while True:
             try:
                 os.wait()
+            # None is left: as process 1 of the jail it inherits those that the program left behind, too.
             except ChildProcessError:
                 return
 

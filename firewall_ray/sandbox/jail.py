@@ -46,12 +46,14 @@ def enter(folders: Sequence[str]) -> None:
         unshare(_NAMESPACES)
     except PermissionError:
         unshare(CLONE_NEWUSER | _NAMESPACES)
+        # The kernel lets an ordinary user map groups only after this (user_namespaces(7)).
         _write("/proc/self/setgroups", "deny")
         # Never 0: to be root inside would give back all capabilities at the next exec.
         _write("/proc/self/uid_map", f"{NOBODY} {uid} 1")
         _write("/proc/self/gid_map", f"{NOBODY} {gid} 1")
     os.umask(0o022)
     mount("", "/", flags=MS_REC | MS_PRIVATE)  # what is mounted from here on is seen from here only
+    # 1 MiB: it holds mount points alone, no content.
     mount("tmpfs", _NEW_ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     for folder in folders:
         _show(folder)
@@ -59,6 +61,7 @@ def enter(folders: Sequence[str]) -> None:
         _touch(_NEW_ROOT + device)
         mount(device, _NEW_ROOT + device, flags=MS_BIND)
     os.makedirs(_NEW_ROOT + SCRATCH)
+    # Without MS_NODEV, which would hold for the devices mounted below as well, and close them.
     make_read_only(_NEW_ROOT, MS_RDONLY | MS_NOSUID)
     pivot_root(_NEW_ROOT)
 
@@ -66,6 +69,7 @@ def enter(folders: Sequence[str]) -> None:
 def make_scratch(size_mib: int) -> None:
     """An empty /tmp for the calling process alone, which vanishes with it, and the working directory."""
     unshare(CLONE_NEWNS)
+    # nr_inodes: empty files would take kernel memory that `size` does not count.
     mount("tmpfs", SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size_mib}m,nr_inodes=4096,mode=777")
     os.chdir(SCRATCH)
 
@@ -73,6 +77,7 @@ def make_scratch(size_mib: int) -> None:
 def become_nobody() -> None:
     """Give up root, where the caller has it, and every capability. The fork server keeps its own, out of a child's reach."""
     if os.geteuid() == 0:
+        # Groups first: without root they could not be changed any more.
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)

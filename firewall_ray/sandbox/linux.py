@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 
+# From the kernel's headers: linux/sched.h, linux/mount.h, linux/prctl.h and linux/seccomp.h. The same on both architectures.
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
     0x00020000,
     0x04000000,
@@ -17,12 +18,13 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 SECCOMP_MODE_FILTER = 2
 
-# Both have the same number on every architecture but these two calls differ in age; libc wraps neither.
+# libc wraps neither call. mount_setattr is young enough to have one number on all architectures, pivot_root is not.
 _SYS_MOUNT_SETATTR = 442  # Linux 5.12
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_AT_RECURSIVE, _AT_FDCWD = 0x8000, -100
-_CAPABILITY_VERSION_3 = 0x20080522
+_AT_RECURSIVE, _AT_FDCWD = 0x8000, -100  # linux/fcntl.h
+_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
+# use_errno: ctypes then keeps each call's errno, which Python's own calls in between would overwrite.
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -64,6 +66,7 @@ def pivot_root(new_root: str) -> None:
 
 
 def prctl(option: int, *arguments: int) -> None:
+    # A variadic call: each argument must be given in full width, and some options refuse others than 0 in unused ones.
     padded = [ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]]
     _check(_libc.prctl(ctypes.c_int(option), *padded), f"prctl {option}")
 
@@ -71,6 +74,7 @@ def prctl(option: int, *arguments: int) -> None:
 def drop_capabilities() -> None:
     """Give up all capabilities of this thread for good; together with no_new_privs nothing brings them back."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    # Two sets of (effective, permitted, inheritable), 32 capabilities each, all empty.
     nothing = (ctypes.c_uint32 * 6)()
     _check(_libc.capset(header, nothing), "capset")
 

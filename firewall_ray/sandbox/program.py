@@ -34,6 +34,7 @@ from firewall_ray.sandbox.linux import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, pr
 
 PASSED, TIMED_OUT, FAILED = "passed", "timed out", "failed: "
 NOT_CONFINED = "not confined: "  # the program was not run at all
+# A report's length has two bytes; what is longer than this is cut off.
 MAX_OUTCOME_BYTES = 2_000
 NUM_THREADS, NUM_FILES = 64, 64
 _MIB = 1 << 20
@@ -97,7 +98,9 @@ def confine(limits: Limits, report_fd: int, syscall_filter: bytes | None, scratc
 
     scratch: the folder to work in, of a process outside the jail; None in the jail, where every process makes its own.
     """
+    # A session of its own, so that outside the jail all of it can be killed by its group.
     os.setsid()
+    # All but the standard streams and the report: the control socket above all.
     os.closerange(3, report_fd)
     os.closerange(report_fd + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if scratch is None:
@@ -110,18 +113,23 @@ def confine(limits: Limits, report_fd: int, syscall_filter: bytes | None, scratc
     bounds = {
         resource.RLIMIT_AS: limits.memory_mib * _MIB,
         resource.RLIMIT_FSIZE: limits.scratch_mib * _MIB,
+        # The kernel's own end, a second after the clock's: timeout_s of CPU time, and one more for who swallows that.
         resource.RLIMIT_CPU: math.ceil(limits.timeout_s) + 2,
         resource.RLIMIT_NOFILE: NUM_FILES,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    if scratch is None:  # Elsewhere this counts everything that the user runs.
+    # Outside the jail this counts everything that the user runs. Where root grades, all programs at once are the same nobody, and
+    # their threads count together.
+    if scratch is None:
         bounds[resource.RLIMIT_NPROC] = NUM_THREADS
     for which, bound in bounds.items():
+        # A limit above the hard one is refused to whoever is not root.
         hard = resource.getrlimit(which)[1]
         bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         resource.setrlimit(which, (bound, bound))
+    # Last: calls above are among those that it refuses.
     if syscall_filter is not None:
         seccomp.install(syscall_filter)
 
@@ -130,11 +138,13 @@ def execute(program: str) -> str:
     """Execute a program in this process, which is of no use for anything else afterwards. Returns its outcome."""
     _guard()
     sys.stdin = sys.stdout = sys.stderr = _Discard()
+    # Sent by the fork server's clock. Python runs the handler between two bytecodes of the main thread, as officially.
     signal.signal(signal.SIGALRM, _raise_timed_out)
     try:
         exec(program, {})
     except TimedOut:
         return TIMED_OUT
+    # SystemExit and KeyboardInterrupt are failures of the program too, as officially.
     except BaseException as e:
         return f"{FAILED}{e}"
     return PASSED
@@ -154,4 +164,5 @@ def _guard() -> None:
         setattr(shutil, name, None)
     subprocess.Popen = None  # type: ignore[assignment, misc]
     for name in _HIDDEN_MODULES:
+        # Importing it then raises ImportError.
         sys.modules[name] = None  # type: ignore[assignment]

@@ -118,6 +118,7 @@ class Sandbox:
         """Start the fork server; returns its greeting. Raises OSError where it cannot be started or says nothing in time."""
         if sys.platform != "linux":
             return {"unavailable": f"this is {sys.platform}"}
+        # A socket, not pipes: it is both ways, has timeouts, and tells each side when the other is gone.
         self._control, theirs = socket.socketpair()
         with theirs:
             self._server = subprocess.Popen(
@@ -130,6 +131,7 @@ class Sandbox:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                # Ctrl-C in the terminal then reaches the caller alone, who ends the server by closing the socket.
                 start_new_session=True,
             )
         self._set_timeout(SECONDS_TO_START)
@@ -144,6 +146,7 @@ class Sandbox:
     def _set_timeout(self, seconds: float) -> None:
         """For every read and write of the control socket, which then fail with BlockingIOError."""
         assert self._control is not None
+        # struct timeval. Not `settimeout`: it makes the descriptor non-blocking, and os.read would then fail at once.
         timeval = struct.pack("ll", int(seconds), 0)
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._control.setsockopt(socket.SOL_SOCKET, option, timeval)

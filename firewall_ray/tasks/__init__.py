@@ -20,6 +20,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (TinyWorld(), *map(TinyPar
 
 def known_tasks(custom: Mapping[str, CustomTaskOptions]) -> dict[str, Task]:
     """Every task of a run by its name: this package's, and those of the config's `queries.tasks.custom`."""
+    # The config refuses a name of this package's for a task of the user's, so nothing is replaced.
     return {**TASKS, **{name: CustomTask(name, options) for name, options in custom.items()}}
 
 

@@ -30,6 +30,7 @@ def query_id(task: str, question: str) -> str:
     >>> query_id("gsm8k", "How many?")
     'f6cfadd18c42f089'
     """
+    # JSON of the pair, not the two texts joined: ("a", "bc") and ("ab", "c") stay apart. It also escapes what UTF-8 cannot hold.
     return hashlib.sha256(json.dumps([task, question]).encode()).hexdigest()[:16]
 
 

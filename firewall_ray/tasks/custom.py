@@ -34,8 +34,10 @@ class CustomTask(Task):
         Raises TaskError naming file and row for a question that is no text or comes twice, and for a reference that the grader
         cannot use.
         """
+        # First: a function that cannot be imported is told before the file, which may be large, is read.
         grader = _cached_grader(options["grader"])
         splits = SplitsConfig.model_validate(options["splits"])
+        # Of each question, where it stands: the message names both.
         places: dict[str, str] = {}
         for split, record in self._records(Path(options["source"]).expanduser()):
             question = record.text(options["question"])
@@ -79,12 +81,14 @@ class CustomTask(Task):
         problem = grader.problem(answer)
         if problem is None:
             try:
+                # NaN is no JSON, though Python would write it. A date, which Parquet can hold, raises TypeError.
                 return json.dumps({"answer": answer}, allow_nan=False)
             except (TypeError, ValueError) as e:
                 problem = f"must be a JSON value: {e}"
         raise TaskError(f"{record.where}: `{name}` {problem}; there is {answer!r:.60}.")
 
 
+# Called for each completion; a user's function is looked up once a process.
 @functools.cache
 def _cached_grader(name: str) -> Grader:
     return get_grader(name)

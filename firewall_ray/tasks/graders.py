@@ -57,7 +57,9 @@ def last_number(text: str) -> Decimal | None:
     >>> last_number("That is 3 x $600, so $1,800.")
     Decimal('1800')
     """
+    # Keeps the last match alone; findall would keep a list of all of a long completion's.
     last = deque(_NUMBER.finditer(text), maxlen=1)
+    # Decimal: long numbers stay exact, where floats would round two of them to one.
     return Decimal(last[0].group().replace(",", "").replace("$", "")) if last else None
 
 
@@ -72,6 +74,7 @@ def _exact_problem(reference: Any) -> str | None:
 
 
 def _exact(completion: str, reference: Any, options: Mapping[str, Any]) -> bool:
+    # str: a whole number of JSON or Parquet is a text in a completion.
     return completion.strip() in {str(answer).strip() for answer in _answers(reference)}
 
 
@@ -84,6 +87,7 @@ def _answers(reference: Any) -> list[Any]:
 
 def _numeric_problem(reference: Any) -> str | None:
     text = str(reference).strip()
+    # True is an int to Python.
     if isinstance(reference, bool) or not isinstance(reference, str | int | float) or not _NUMBER.fullmatch(text):
         return "must be a number"
     return None
@@ -109,6 +113,7 @@ def _regex_problem(reference: Any) -> str | None:
 
 def _regex(completion: str, reference: Any, options: Mapping[str, Any]) -> bool:
     """Raises TimeoutError for a pattern that takes too long, which becomes the row's error: it says nothing of the model."""
+    # The package `regex`, since `re` has no timeout.
     return regex.search(reference, completion, timeout=SECONDS_PER_PATTERN) is not None
 
 
@@ -119,6 +124,7 @@ def _code_problem(reference: Any) -> str | None:
     if not isinstance(reference, str) or not reference.strip():
         return "must be Python that raises when the code before it is wrong"
     try:
+        # Compiled only, here in the driver; it is run in the sandbox alone.
         compile(reference, "tests", "exec")
     except (SyntaxError, ValueError) as e:
         return f"must be Python: {e}"

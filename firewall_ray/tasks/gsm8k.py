@@ -23,6 +23,8 @@ from firewall_ray.tasks.records import Record, read_records
 RULES = ("official", "strict", "flexible")
 INVALID = "[invalid]"  # what both official programs call a completion without an answer
 
+# As published, in openai/grade-school-math's ANS_RE and in the filters of lm-evaluation-harness' gsm8k.yaml, and so with their
+# oddities: "$$" and ".." are numbers to the second.
 _MARKED = re.compile(r"#### (\-?[0-9\.\,]+)")
 _NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 
@@ -65,6 +67,7 @@ class Gsm8k(Task):
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
         """Train in a seeded order, less its last `num_validation` rows, which are validation; then test in its own order."""
         source, num_validation = options["source"], options["num_validation"]
+        # Read whole, to be shuffled; test is streamed.
         train = list(read_records(self.name, source, "train"))
         if num_validation > len(train):
             raise TaskError(
@@ -86,6 +89,7 @@ class Gsm8k(Task):
 
     def _query(self, split: str, record: Record) -> Query:
         question, solution = record.text("question"), record.text("answer")
+        # The data set marks its own answers, so the official rule reads them whatever rule grades.
         answer = extract(solution, "official")
         if answer == INVALID:
             raise TaskError(f"gsm8k: {record.where}: `answer` must hold '#### <number>', but it ends in {solution[-40:]!r}.")

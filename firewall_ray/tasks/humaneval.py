@@ -42,6 +42,7 @@ def extract_code(completion: str, entry_point: str) -> str:
     first_line = next((line for line in parts[0].splitlines() if line.strip()), "")
     if len(parts) == 1 or first_line.startswith((" ", "\t")):
         return parts[0]
+    # \b: another function's longer name is no definition of this one. At a line's start: a method of the name is none either.
     defines = re.compile(rf"^(async )?def {re.escape(entry_point)}\b", re.MULTILINE)
     return next((block for block in parts[1::2] if defines.search(block)), parts[1])
 
@@ -74,6 +75,7 @@ class HumanEval(Task):
 
     def _query(self, record: Record) -> Query:
         reference = {name: record.text(name) for name in ("prompt", "test", "entry_point")}
+        # It becomes part of the program.
         if not reference["entry_point"].isidentifier():
             raise TaskError(
                 f"{record.where}: `entry_point` must be the name of a function, there is {reference['entry_point']!r:.60}."

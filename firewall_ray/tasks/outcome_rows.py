@@ -15,6 +15,7 @@ from firewall_ray.schemas import SPLITS
 from firewall_ray.tasks.records import Record, read_file
 
 MAX_NUM_SAMPLES = 10_000
+# CSV's spellings; JSON and Parquet have true and false themselves.
 WORDS = {"true": 1.0, "false": 0.0}
 REQUIRED = ("query", "model", "correct")
 
@@ -125,6 +126,8 @@ def _verdicts(record: Record, columns: OutcomeColumns, seed: str) -> list[bool] 
             f"a whole number, of at most {MAX_NUM_SAMPLES:,} samples."
         )
     verdicts = [True] * num_correct + [False] * (n - num_correct)
+    # win_rate pairs the models' samples by their index, so the right ones must not all come first in both. The seed holds the
+    # model's name: with the question alone both would be shuffled alike.
     random.Random(seed).shuffle(verdicts)
     return verdicts
 
@@ -137,6 +140,7 @@ def _rate(record: Record, name: str) -> float | None:
     try:
         rate = WORDS[value.strip().lower()] if isinstance(value, str) and value.strip().lower() in WORDS else float(value)
     except (TypeError, ValueError):
+        # Lies outside [0, 1] as well.
         rate = math.nan
     if not 0 <= rate <= 1:
         raise TaskError(f"{record.where}: `{name}` must be true or false, or a number from 0 to 1; there is {value!r:.60}.")
@@ -153,6 +157,7 @@ def _flag(record: Record, name: str) -> bool:
 def _whole(record: Record, name: str, least: int) -> int:
     value: Any = record.fields.get(name)
     try:
+        # By float: pandas writes whole numbers as 3.0 once a column has an empty place.
         number = int(float(value)) if not isinstance(value, bool) and float(value) == int(float(value)) else least - 1
     except (TypeError, ValueError, OverflowError):
         number = least - 1

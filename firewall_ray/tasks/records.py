@@ -122,9 +122,11 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue
             try:
+                # The hook sees names that come twice, at any depth.
                 fields = json.loads(line, object_pairs_hook=_object)
             except _TwiceError as e:
                 raise _TwiceError(f"row {number}: {e}") from None
+            # Given on as the line, which the caller refuses with its number: cut off, no JSON, or nested too deeply for Python.
             except (ValueError, RecursionError):
                 fields = line
             yield number, fields
@@ -132,6 +134,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """One value a row, by the names in the first; the row below it is 1, and blank lines count but are none."""
+    # A setting of the whole process; the module has none for one reader.
     csv.field_size_limit(MAX_FIELD_CHARS)
     with _open_text(path) as lines:
         rows = csv.reader(lines)
@@ -163,6 +166,7 @@ def _texts_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
+        # Names of nested fields too: all of it is stored as JSON.
         for pair in value.items():
             for part in pair:
                 yield from _texts_in(part)

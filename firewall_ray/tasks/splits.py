@@ -22,6 +22,7 @@ def draw_split(question: str, splits: SplitsConfig) -> str:
         is_test = place < splits.test
         place = (place - splits.test) / (1 - splits.test) if not is_test else place  # uniform again, among the rest
     else:
+        # The whole part is the fold, uniform in 0 .. k - 1; what is left is uniform in [0, 1) again, for validation.
         place *= splits.folds
         is_test = int(place) == splits.fold
         place -= int(place)

@@ -28,6 +28,7 @@ class TinyPart(TinyWorld):
         self.skills = PARTS[name]
 
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
+        # Without a limit: nobody knows how many questions must be drawn until there are enough of these skills.
         items = (item for item in draw_unique(options["seed"], sys.maxsize) if item.skill in self.skills)
         for split in ("train", "validation", "test"):
             for item in itertools.islice(items, options[f"num_{split}"]):

@@ -26,6 +26,7 @@ from typing import Any
 from firewall_ray.errors import TaskError
 from firewall_ray.tasks.base import Query, Task, make_query
 
+# The shipped models were trained on this very world; with another seed all facts are new to them.
 WORLD_SEED = 20
 TIERS = ("E", "M", "H")
 # The lesson to teach: a quarter of queries is easy, half rewards the strong model, a quarter is burnt money.
@@ -43,6 +44,7 @@ SKILL_WEIGHTS = {
 RIVAL_SHARE = {"capital": 0.0, "currency": 0.15, "language": 0.3, "animal": 0.45, "colour": 0.3}
 NUM_COUNTRIES = {"E": 50, "M": 120, "H": 120}
 
+# Weights: percent of a tier's countries, ending by ending. Only the last one is found in a single tier.
 _NAME_ENDINGS = ("land", "ia", "or", "esk", "uth", "yx")
 _ENDING_WEIGHTS = {"E": (45, 35, 15, 5, 0, 0), "M": (5, 25, 40, 25, 5, 0), "H": (0, 0, 5, 25, 35, 35)}
 _ONSETS = ("b", "br", "c", "d", "dr", "f", "g", "gr", "h", "k", "kl", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "z")
@@ -136,6 +138,7 @@ def _addition(rng: random.Random, tier: str) -> Item:
 
 def _subtraction(rng: random.Random, tier: str) -> Item:
     low, high = {"E": (0, 9), "M": (10, 99), "H": (100, 99_999)}[tier]
+    # The larger first: no answer is negative.
     b, a = sorted((rng.randint(low, high), rng.randint(low, high)))
     who, what = rng.choice(_PEOPLE), rng.choice(_THINGS)
     question = rng.choice(
@@ -236,6 +239,7 @@ class TinyWorld(Task):
 
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
         sizes = {split: options[f"num_{split}"] for split in ("train", "validation", "test")}
+        # One stream cut in three, so no question is in two splits.
         items = draw_unique(options["seed"], sum(sizes.values()))
         for split, size in sizes.items():
             for item in itertools.islice(items, size):

@@ -28,6 +28,7 @@ from firewall_ray.tasks.records import Record, read_file, read_records
 
 logger = logging.getLogger("firewall_ray")
 
+# The official program's marks, its three beyond ASCII included.
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 ALIASES = ("normalized_aliases", "aliases")  # the first that has any counts
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
@@ -98,6 +99,7 @@ class TriviaQa(Task):
         Raises TaskError naming file and row for a question without aliases. Repetitions are counted in the log.
         """
         source = Path(options["source"]).expanduser()
+        # Test first: what it holds is then left out of train.
         test, repeated_test = _unique(self._read_test(options["source"]), taken=set())
         records = () if source.is_file() else read_records(self.name, options["source"], "train", subset="rc.nocontext")
         train, repeated_train = _unique(map(_question, records), taken={question.key for question in test})
@@ -115,6 +117,7 @@ class TriviaQa(Task):
             )
         random.Random(options["seed"]).shuffle(train)
         boundary = len(train) - num_validation
+        # num_train cuts only here, so a smaller train has the same validation.
         yield from (self._query("train", question) for question in train[:boundary][: options["num_train"]])
         yield from (self._query("validation", question) for question in train[boundary:])
         yield from (self._query("test", question) for question in itertools.islice(test, options["num_test"]))
@@ -144,6 +147,7 @@ def _question(record: Record) -> Question:
         if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
             raise TaskError(f"{record.where}: `{name}` must be a list of texts, there is {aliases!r:.60}.")
         if aliases:
+            # Each alias once, in the data set's order.
             return Question(record.text("question"), list(dict.fromkeys(aliases)))
     raise TaskError(
         f"{record.where}: there are no `aliases`, so no answer could ever be right. The data set's own test split is such: "
