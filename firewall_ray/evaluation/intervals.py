@@ -77,10 +77,10 @@ def bootstrap_curves(
     for start in range(0, num_resamples, BATCH):
         batch: dict[int, NDArray[np.integer]] = {}
         for b in range(start, min(start + BATCH, num_resamples)):
-            counts = np.bincount(draws.integers(num_queries, size=num_queries), minlength=num_queries)
-            of_weak[b] = (counts * weak).sum()
+            drawn = np.bincount(draws.integers(num_queries, size=num_queries), minlength=num_queries)
+            of_weak[b] = (drawn * weak).sum()
             # Narrow counts stay in the processor's cache, and a ranking reads them in no order.
-            batch[b] = counts.astype(np.min_scalar_type(counts.max()))
+            batch[b] = drawn.astype(np.min_scalar_type(drawn.max()))
             for name in (name for name, order in orders.items() if order is None):
                 shuffled = shuffles.permutation(num_queries)
                 gained[name][b] = _gained(batch[b].take(shuffled), gain.take(shuffled))
