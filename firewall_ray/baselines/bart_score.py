@@ -8,10 +8,11 @@ learns from pairs of (response, reference) what a response says about the right 
 training, in the driver.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
@@ -19,7 +20,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartF
 
 from firewall_ray.config.baselines import BartScoreConfig
 from firewall_ray.errors import ModelError
-from firewall_ray.router.data import pad_rows
+from firewall_ray.router.data import TokenRows, pad_rows
+from firewall_ray.store.joins import Spill, spill_folder
+
+TOKENS = pa.schema([pa.field("source", pa.list_(pa.int32())), pa.field("target", pa.list_(pa.int32()))])
 
 
 class BartScorer:
@@ -90,14 +94,16 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_l
 # From scratch --------------------------------------------------------------------------------------------------------
 
 
-def train_small_bart(responses: Sequence[str], references: Sequence[str], settings: BartScoreConfig, folder: Path) -> float:
+def train_small_bart(pairs: Iterable[tuple[Sequence[str], Sequence[str]]], settings: BartScoreConfig, folder: Path) -> float:
     """Train a BART on reference-given-response and save it with its tokenizer to `folder`. Returns the last epoch's loss.
 
-    settings.path must be None. Minutes at most: meant for a small task on a CPU. Raises ModelError for its tokenizer.
+    pairs: batch by batch, the responses and as many references. settings.path must be None. Minutes at most: meant for a small task
+    on a CPU. In memory: some 50 bytes a pair; the tokens lie on the local disk. Raises ModelError for its tokenizer.
     """
     tokenizer = load_bart_tokenizer(str(settings.tokenizer))
-    sources, targets = (encode_texts(tokenizer, texts, settings.max_length) for texts in (responses, references))
-    with torch.random.fork_rng(devices=[]):
+    with spill_folder() as local, torch.random.fork_rng(devices=[]):
+        tokens = Spill(_token_batches(tokenizer, pairs, settings.max_length), TOKENS, 1, local / "tokens").bucket(0)
+        sources, targets = (TokenRows(tokens[name], np.arange(len(tokens))) for name in TOKENS.names)
         torch.manual_seed(settings.seed)
         model = BartForConditionalGeneration(_scratch_config(tokenizer, settings)).to(settings.torch_device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
@@ -106,9 +112,9 @@ def train_small_bart(responses: Sequence[str], references: Sequence[str], settin
         loss_sum = torch.zeros(())
         for _ in range(settings.epochs):
             loss_sum = torch.zeros(())
-            for rows in _batches_of_like_length(sources, settings.batch_size):
+            for rows in _batches_of_like_length(sources.lengths, settings.batch_size):
                 losses = token_losses(model, [sources[i] for i in rows], [targets[i] for i in rows], tokenizer.pad_token_id)
-                loss = losses.sum() / sum(len(targets[i]) for i in rows)
+                loss = losses.sum() / int(targets.lengths[rows].sum())
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -119,13 +125,18 @@ def train_small_bart(responses: Sequence[str], references: Sequence[str], settin
     return float(loss_sum) / len(sources)
 
 
-def _batches_of_like_length(sources: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+def _token_batches(
+    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[Sequence[str], Sequence[str]]], max_length: int
+) -> Iterator[pa.RecordBatch]:
+    for batch in pairs:
+        yield pa.record_batch([encode_texts(tokenizer, texts, max_length) for texts in batch], TOKENS)
+
+
+def _batches_of_like_length(lengths: NDArray[np.int32], batch_size: int) -> Iterator[NDArray[np.intp]]:
     """Every row once, in a new order each time; rows of a batch are about as long, so that little is padding."""
-    noise = torch.rand(len(sources)).tolist()
-    order = sorted(range(len(sources)), key=lambda i: len(sources[i]) + noise[i])
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for number in torch.randperm(len(batches)).tolist():
-        yield batches[number]
+    order = np.argsort(lengths + torch.rand(len(lengths)).numpy().astype(np.float64), kind="stable")
+    for number in torch.randperm(-(-len(order) // batch_size)).tolist():
+        yield order[number * batch_size : (number + 1) * batch_size]
 
 
 def _scratch_config(tokenizer: PreTrainedTokenizerBase, settings: BartScoreConfig) -> BartConfig:

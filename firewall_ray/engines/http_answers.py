@@ -56,7 +56,7 @@ def answer_of(response: httpx.Response) -> dict[str, Any]:
         if error := holder.get("error"):
             code = error.get("code") if isinstance(error, dict) else None
             is_status = re.fullmatch(r"[45]\d\d", str(code), re.ASCII) is not None
-            raise _refusal(response, int(code) if is_status else None, {"error": error})
+            raise _refusal(response, int(str(code)) if is_status else None, {"error": error})
     if not isinstance(choices, list) or not choices:
         raise CompletionError(f"not a completion from {response.url}: {_words(response)[:200]}")
     return answer

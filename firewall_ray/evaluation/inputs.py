@@ -1,10 +1,12 @@
 """What the report reads: the labelled test queries, and every router's scores brought into their order, checked.
 
 Rows in: labels/ and scores/<router>/. Runs in the driver. Queries are sorted by query id, so that no result depends on
-the order in which files were written.
+the order in which files were written. Both are streamed: in memory are the test queries, the ids of the validation split and a
+batch; ids are compared on the local disk, a bucket at a time (`spill.py`).
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,10 +16,13 @@ from numpy.typing import NDArray
 
 from firewall_ray.errors import ArtifactError, ArtifactMissing
 from firewall_ray.schemas import LABEL_DESIGNS
+from firewall_ray.store.dataset import Dataset
+from firewall_ray.store.joins import READ_ROWS, Spill, num_buckets, spill_folder
 from firewall_ray.store.layout import ArtifactStore
-from firewall_ray.store.query_ids import check_unique
+from firewall_ray.store.query_ids import IDS, check_unique, in_buckets
 
 Floats = NDArray[np.float64]
+WANTED = IDS.append(pa.field("place", pa.int64()))
 REPEATED = "Remove the repeated rows: two files of the same run in one folder are the usual cause."
 
 logger = logging.getLogger("firewall_ray")
@@ -60,16 +65,21 @@ def read_labels(store: ArtifactStore, designs: list[str], limit: int | None = No
     Raises ArtifactError where there is no test query, a query id comes twice, or a rate is not in [0, 1].
     """
     rates = ["pass_rate_weak", "pass_rate_strong", *designs]
-    dataset = store.labels().require(columns := ["query_id", "task", "split", "prompt", *rates])
-    table = dataset.read(columns)
-    check_unique(table["query_id"], f"labels: {dataset.path}", REPEATED)
-    test = table.filter(pc.equal(table["split"], "test"))[:limit].sort_by("query_id")
-    if not len(test):
-        splits = sorted(set(table["split"].to_pylist()))
+    dataset = store.labels().require(["query_id", "task", "split", "prompt", *rates])
+    splits, validation_ids = _look_over(dataset)
+    prompts: list[str] = []
+    kept = []
+    for batch in _first_of_test(dataset, ["query_id", "task", "prompt", *rates], limit):
+        prompts += batch["prompt"].to_pylist()  # the widest column by far: not in Arrow as well
+        kept.append(batch.select(["query_id", "task", *rates]))
+    if not kept:
         raise ArtifactError(
-            f"labels: {dataset.path} has no query of split 'test' (its splits: {splits}), so there is nothing to report on. "
-            "Give the tasks test queries (queries.tasks.<task>.num_test) and run the jobs again."
+            f"labels: {dataset.path} has no query of split 'test' (its splits: {sorted(splits)}), so there is nothing to report on."
+            " Give the tasks test queries (queries.tasks.<task>.num_test) and run the jobs again."
         )
+    unsorted = pa.Table.from_batches(kept)
+    order = pc.sort_indices(unsorted, [("query_id", "ascending")])
+    test = unsorted.take(order)
     for name in rates:
         values = test[name].to_numpy()
         wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))
@@ -80,13 +90,41 @@ def read_labels(store: ArtifactStore, designs: list[str], limit: int | None = No
             )
     queries = LabelledQueries(
         query_ids=test["query_id"].to_pylist(),
-        prompts=test["prompt"].to_pylist(),
+        prompts=[prompts[row] for row in order.to_numpy()],
         tasks=np.array(test["task"].to_pylist(), dtype=np.str_),
         pass_rate_weak=test["pass_rate_weak"].to_numpy().astype(np.float64),
         pass_rate_strong=test["pass_rate_strong"].to_numpy().astype(np.float64),
         labels={design: test[design].to_numpy().astype(np.float64) for design in designs},
     )
-    return queries, table.filter(pc.equal(table["split"], "validation"))["query_id"].to_pylist()
+    return queries, validation_ids
+
+
+def _look_over(labels: Dataset) -> tuple[set[str], list[str]]:
+    """The splits that there are, and the ids of the validation split. Raises ArtifactError where an id comes twice."""
+    splits: set[str] = set()
+    validation_ids: list[str] = []
+
+    def ids() -> Iterator[pa.Array]:
+        for batch in labels.iter_batches(["query_id", "split"], READ_ROWS):
+            splits.update(batch["split"].unique().to_pylist())
+            validation_ids.extend(batch["query_id"].filter(pc.equal(batch["split"], "validation")).to_pylist())
+            yield batch["query_id"]
+
+    for (bucket,) in in_buckets(labels.num_rows(), ids()):
+        check_unique(bucket, f"labels: {labels.path}", REPEATED)
+    return splits, validation_ids
+
+
+def _first_of_test(labels: Dataset, columns: list[str], limit: int | None) -> Iterator[pa.RecordBatch]:
+    """The first `limit` rows of the test split, or all of them; no batch is empty."""
+    left = labels.num_rows() if limit is None else limit
+    for batch in labels.iter_batches(["split", *columns]):
+        of_test = batch.filter(pc.equal(batch["split"], "test")).slice(length=left).select(columns)
+        left -= of_test.num_rows
+        if of_test.num_rows:
+            yield of_test
+        if not left:
+            return
 
 
 def router_names(store: ArtifactStore) -> list[str]:
@@ -109,16 +147,8 @@ def read_scores(store: ArtifactStore, name: str, queries: LabelledQueries, valid
     task's are: metrics over the scored part would compare routers on different queries.
     """
     dataset = store.scores(name).require()
-    table = dataset.read()
-    check_unique(table["query_id"], f"scores: router {name!r}, {dataset.path}", REPEATED)
-    scores = table["p_weak"].to_numpy().astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        raise ArtifactError(
-            f"scores: router {name!r}, {dataset.path}: p_weak is {scores[bad[0]]} for query {table['query_id'][bad[0]]} (and "
-            f"{len(bad) - 1} more are not finite). Score them again: python jobs/score.py --config FILE --force"
-        )
-    p_weak = _aligned(queries.query_ids, table["query_id"], scores)
+    aligned = _aligned(dataset, [*queries.query_ids, *validation_ids], f"scores: router {name!r}, {dataset.path}")
+    p_weak, calibration = aligned[: len(queries)], aligned[len(queries) :]
     missing = np.isnan(p_weak)
     if missing.all():
         raise ArtifactError(
@@ -139,13 +169,40 @@ def read_scores(store: ArtifactStore, name: str, queries: LabelledQueries, valid
             )
         else:
             covered.add(task)
-    calibration = _aligned(validation_ids, table["query_id"], scores)
     complete = len(calibration) > 0 and not np.isnan(calibration).any()
     return RouterScores(name, p_weak, frozenset(covered), calibration if complete else np.empty(0))
 
 
-def _aligned(wanted: list[str], query_ids: pa.ChunkedArray, scores: Floats) -> Floats:
-    """The scores in the order of `wanted`; NaN where there is none."""
-    rows = pc.index_in(pa.array(wanted, pa.string()), value_set=query_ids.combine_chunks())
-    positions = rows.fill_null(-1).to_numpy(zero_copy_only=False)
-    return np.where(positions >= 0, np.append(scores, np.nan)[positions], np.nan)
+def _aligned(scores: Dataset, wanted: list[str], where: str) -> Floats:
+    """The p_weak of the `wanted` ids, in their order: float64, (num_wanted,); NaN where there is none.
+
+    Raises ArtifactError where any id of the scores comes twice, or any score is not finite.
+    """
+    num_bad, first_bad = 0, ""
+
+    def looked_over() -> Iterator[pa.RecordBatch]:
+        nonlocal num_bad, first_bad
+        for batch in scores.iter_batches(batch_rows=READ_ROWS):
+            bad = np.flatnonzero(~np.isfinite(batch["p_weak"].to_numpy()))
+            if len(bad) and not num_bad:
+                first_bad = f"{batch['p_weak'][bad[0]]} for query {batch['query_id'][bad[0]]}"
+            num_bad += len(bad)
+            yield batch
+
+    places = pa.table([pa.array(wanted, pa.string()), np.arange(len(wanted))], schema=WANTED)
+    count = num_buckets(max(scores.num_rows(), len(wanted)))
+    p_weak = np.full(len(wanted), np.nan)
+    with spill_folder() as folder:
+        scored = Spill(looked_over(), scores.schema, count, folder / "scores")
+        asked = Spill(places.to_batches(max_chunksize=READ_ROWS), WANTED, count, folder / "wanted")
+        for number in range(count):
+            there, here = scored.bucket(number), asked.bucket(number)
+            check_unique(there["query_id"], where, REPEATED)
+            rows = pc.index_in(here["query_id"], value_set=there["query_id"].combine_chunks()).fill_null(-1).to_numpy()
+            p_weak[here["place"].to_numpy()] = np.append(there["p_weak"].to_numpy(), np.float32(np.nan))[rows]
+    if num_bad:
+        raise ArtifactError(
+            f"{where}: p_weak is {first_bad} (and {num_bad - 1} more are not finite). Score them again: "
+            "python jobs/score.py --config FILE --force"
+        )
+    return p_weak

@@ -1,8 +1,9 @@
 """Bootstrap confidence intervals over queries (Efron's percentile method), for one router and for the difference of two.
 
 A resample draws as many queries as there are, with replacement. It enters as *counts*, how often each query was drawn, so
-that no ranking is sorted again: the copies of a query stand together in the order that is already known. A thousand
-resamples of 20,000 queries take seconds, in the memory of one resample and the curves.
+that no ranking is sorted again: the copies of a query stand together in the order that is already known. What no resample
+changes, the gains in a ranking's order, is gathered once for BATCH of them. Beside the rankings that is at most 80 bytes a query,
+however many resamples and routers there are.
 """
 
 import warnings
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from firewall_ray.errors import EvaluationError
-from firewall_ray.evaluation.metrics import FRACTIONS, METRICS, UndefinedMetricWarning, performance_curve
+from firewall_ray.evaluation.metrics import FRACTIONS, METRICS, UndefinedMetricWarning
 
 Floats = NDArray[np.float64]
+
+BATCH = 16  # resamples whose counts are held at the same time, nearly always a byte a query each
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,44 @@ def bootstrap_curves(
     Returns float64, (num_resamples, 11), by router.
     """
     weak, strong = np.asarray(pass_rate_weak, dtype=np.float64), np.asarray(pass_rate_strong, dtype=np.float64)
-    num_queries = len(weak)
+    num_queries, gain = len(weak), strong - weak
+    if not num_queries:
+        return {name: np.full((num_resamples, len(FRACTIONS)), np.nan) for name in orders}
     draws, shuffles = (np.random.default_rng(child) for child in np.random.SeedSequence([seed < 0, abs(seed)]).spawn(2))
-    curves = {name: np.empty((num_resamples, len(FRACTIONS))) for name in orders}
-    for b in range(num_resamples):
-        counts = np.bincount(draws.integers(num_queries, size=num_queries), minlength=num_queries)
+    of_weak = np.empty((num_resamples, 1))  # the weak model's sum is the same in every ranking
+    gained = {name: np.empty((num_resamples, len(FRACTIONS))) for name in orders}
+    for start in range(0, num_resamples, BATCH):
+        batch: dict[int, NDArray[np.integer]] = {}
+        for b in range(start, min(start + BATCH, num_resamples)):
+            drawn = np.bincount(draws.integers(num_queries, size=num_queries), minlength=num_queries)
+            of_weak[b] = (drawn * weak).sum()
+            # Narrow counts stay in the processor's cache, and a ranking reads them in no order.
+            batch[b] = drawn.astype(np.min_scalar_type(drawn.max()))
+            for name in (name for name, order in orders.items() if order is None):
+                shuffled = shuffles.permutation(num_queries)
+                gained[name][b] = _gained(batch[b].take(shuffled), gain.take(shuffled))
         for name, order in orders.items():
-            ranking = shuffles.permutation(num_queries) if order is None else order
-            curves[name][b] = performance_curve(weak, strong, ranking, counts=counts)
-    return curves
+            if order is not None:
+                ranked_gain = gain.take(order)
+                for b, counts in batch.items():
+                    gained[name][b] = _gained(counts.take(order), ranked_gain)
+    return {name: (of_weak + each) / num_queries for name, each in gained.items()}
+
+
+def _gained(counts: NDArray[np.integer], gain: Floats) -> Floats:
+    """What the first f of a ranking gains over the weak model in sum, for every f of FRACTIONS: float64, (11,).
+
+    counts, gain: in the ranking's order, (num_queries,). As `performance_curve` has it, but the gains are added up between the
+    fractions only: running sums of all of them are ten times the work.
+    """
+    drawn = np.cumsum(counts, dtype=np.int64 if len(counts) > np.iinfo(np.int32).max else np.int32)
+    wanted = FRACTIONS * drawn[-1]
+    rows = np.searchsorted(drawn, wanted)  # the queries in which the fractions end
+    gains = counts * gain
+    between = np.add.reduceat(gains, rows)[:-1]
+    between[rows[1:] == rows[:-1]] = 0  # where reduceat gives the one element instead
+    before = np.concatenate(([0.0], np.cumsum(between)))
+    return before + (wanted - (drawn[rows] - counts[rows])) * gain[rows]
 
 
 def intervals(curve: ArrayLike, resampled: Floats, confidence: float = 0.95) -> dict[str, Interval]:

@@ -115,16 +115,26 @@ class LocalRows:
 
 
 class Spill:
-    """Batches of `schema` in `count` bucket files under `folder`; rows keep their order within a bucket."""
+    """Batches of `schema` in `count` bucket files under `folder`; rows keep their order within a bucket.
 
-    def __init__(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, count: int, folder: Path) -> None:
+    bucket_of: the number of each row's bucket, integers in [0, count), (num_rows,); None: a hash of its query_id.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[pa.RecordBatch],
+        schema: pa.Schema,
+        count: int,
+        folder: Path,
+        bucket_of: Callable[[pa.RecordBatch], NDArray[np.integer]] | None = None,
+    ) -> None:
         with spill_errors():
             folder.mkdir()
         self.paths = [folder / f"{bucket:03}.arrow" for bucket in range(count)]
         with ExitStack() as stack:
             writers = [stack.enter_context(_ipc_writer(path, schema)) for path in self.paths]
             for batch in batches:
-                for bucket, rows in _partition(batch, count):
+                for bucket, rows in _partition(batch, count, bucket_of):
                     writers[bucket](rows)
 
     @classmethod
@@ -140,12 +150,14 @@ class Spill:
             return pa.ipc.open_file(pa.memory_map(str(self.paths[number]))).read_all()
 
 
-def _partition(batch: pa.RecordBatch, count: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _partition(
+    batch: pa.RecordBatch, count: int, bucket_of: Callable[[pa.RecordBatch], NDArray[np.integer]] | None = None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     # Neither hash nor copy where one bucket holds all, as in every run of up to BUCKET_ROWS queries.
     if count == 1:
         yield 0, batch
         return
-    buckets = buckets_of(batch.column("query_id"), count)
+    buckets = bucket_of(batch) if bucket_of else buckets_of(batch.column("query_id"), count)
     # order: int64, (num_rows,). Stable, so that rows keep their order within a bucket.
     order = np.argsort(buckets, kind="stable")
     # int64, (count + 1,): bucket i has the sorted rows [bounds[i], bounds[i + 1]).

@@ -167,7 +167,7 @@ def test_jobs_that_use_other_folders_do_not_wait(paused: "subprocess.Popen[str]"
 def test_a_job_whose_claim_was_deleted_ends_and_says_why(config: Path, tmp_path: Path) -> None:
     script = (
         "import sys, threading\n"
-        "from firewall_ray import leases\n"
+        "from firewall_ray.store import leases\n"
         "from firewall_ray.cli import job\n"
         "leases.HEARTBEAT_S = 0.1\n"
         "with job('sample', sys.argv[1], None, None, needs_ray=False):\n"

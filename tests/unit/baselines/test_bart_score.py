@@ -22,7 +22,7 @@ WORDS = ["53", "el even", "a b c d", "Luvo", "7", "20 books", "no", "yes"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BART that learned to repeat: a right response is the reference itself."""
     folder = tmp_path_factory.mktemp("bart")
-    train_small_bart(WORDS * 8, WORDS * 8, SETTINGS, folder)
+    train_small_bart([(WORDS * 8, WORDS * 8)], SETTINGS, folder)
     return folder
 
 
@@ -48,7 +48,8 @@ def test_training_repeats_itself_and_leaves_the_global_random_state_alone(folder
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    train_small_bart(WORDS * 8, WORDS * 8, SETTINGS, tmp_path)
+    in_batches = [(WORDS * 3, WORDS * 3), (WORDS * 5, WORDS * 5)]  # however the pairs come
+    train_small_bart(in_batches, SETTINGS, tmp_path)
     assert torch.rand(1) == expected
     np.testing.assert_array_equal(
         BartScorer(str(tmp_path), SETTINGS).score(WORDS, WORDS), BartScorer(str(folder), SETTINGS).score(WORDS, WORDS)

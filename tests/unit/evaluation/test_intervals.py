@@ -1,11 +1,13 @@
+import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from firewall_ray import policy
 from firewall_ray.errors import EvaluationError
-from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, paired_bootstrap, percentile_interval
+from firewall_ray.evaluation.intervals import BATCH, bootstrap_curves, intervals, paired_bootstrap, percentile_interval
 from firewall_ray.evaluation.metrics import curve_apgr, performance_curve
 
 
@@ -123,6 +125,52 @@ def test_the_seed_repeats_an_interval() -> None:
     assert all(np.array_equal(one[name], same[name]) for name in orders)
     assert not np.array_equal(one["a"], other["a"])
     assert not np.array_equal(one["a"], negative["a"])
+
+
+@pytest.mark.parametrize("num_queries", [1, 2, 7, 10, 64, 301])
+def test_the_bootstrap_gathers_constants_once_and_equals_a_curve_of_each_resample(num_queries: int) -> None:
+    """Against `performance_curve` of the queries as they were drawn, each as a row of its own: tied scores and rates, gains below
+    0, random routing twice, and a batch of resamples that is not full."""
+    rng = np.random.default_rng(num_queries)
+    weak, strong = rng.integers(0, 9, num_queries) / 8, rng.integers(0, 9, num_queries) / 8
+    ids = [f"q{row}" for row in range(num_queries)]
+    orders = {
+        "tied": policy.rank(rng.integers(0, 3, num_queries), ids),
+        "random": None,
+        "by gain": policy.rank(weak - strong, ids),
+        "random again": None,
+    }
+    num_resamples = BATCH + 3
+    found = bootstrap_curves(weak, strong, orders, num_resamples, seed=5)
+    draws, shuffles = (np.random.default_rng(child) for child in np.random.SeedSequence([False, 5]).spawn(2))
+    for b in range(num_resamples):
+        rows = draws.integers(num_queries, size=num_queries)
+        for name, order in orders.items():
+            position = np.argsort(shuffles.permutation(num_queries) if order is None else order)
+            wanted = performance_curve(weak[rows], strong[rows], np.argsort(position[rows], kind="stable"))
+            np.testing.assert_allclose(found[name][b], wanted, rtol=0, atol=1e-12)
+
+
+def test_the_bootstraps_memory_grows_with_the_queries_and_not_with_resamples_or_routers() -> None:
+    num_queries = 50_000
+    rng = np.random.default_rng(0)
+    weak, strong = rng.random(num_queries), rng.random(num_queries)
+
+    def peak(num_resamples: int, num_routers: int) -> float:
+        orders = {f"router {number}": rng.permutation(num_queries) for number in range(num_routers)}
+        tracemalloc.start()
+        bootstrap_curves(weak, strong, orders, num_resamples)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest / num_queries
+
+    few, many = peak(BATCH, 1), peak(6 * BATCH, 6)
+    assert few < 80
+    assert many < few + 5  # the curves themselves: 88 bytes for each resample and router
+
+
+def test_no_queries_have_no_curve() -> None:
+    assert np.isnan(bootstrap_curves([], [], {"a": np.arange(0), "random": None}, 3)["random"]).all()
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 95, -0.5])
