@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from firewall_ray.baselines.hybrid_llm import best_threshold, mean_difference, probability_within, quality_gaps
-from firewall_ray.baselines.hybrid_llm_stages import reference_texts
+from firewall_ray.baselines.hybrid_llm_responses import reference_texts
 from firewall_ray.errors import ConfigError, LabelError
 from firewall_ray.labels import pass_rate, soft_block
 

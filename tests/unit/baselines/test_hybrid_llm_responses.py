@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import query, sample, write
 
-from firewall_ray.baselines.hybrid_llm_stages import PAIRS, RESPONSES, read_responses, training_pairs
+from firewall_ray.baselines.hybrid_llm_responses import PAIRS, RESPONSES, read_responses, training_pairs
 from firewall_ray.errors import ArtifactError
 from firewall_ray.store.layout import ArtifactStore
 
@@ -42,9 +42,9 @@ def store(tmp_path: Path) -> ArtifactStore:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many buckets of ids, many blocks of texts and many batches."""
     monkeypatch.setattr("firewall_ray.store.joins.BUCKET_ROWS", 100)
-    monkeypatch.setattr("firewall_ray.baselines.hybrid_llm_stages.BLOCK_TEXTS", 500)
-    monkeypatch.setattr("firewall_ray.baselines.hybrid_llm_stages.BATCH_ROWS", 30)
-    monkeypatch.setattr("firewall_ray.baselines.hybrid_llm_stages.BATCH_PAIRS", 70)
+    monkeypatch.setattr("firewall_ray.baselines.hybrid_llm_responses.BLOCK_TEXTS", 500)
+    monkeypatch.setattr("firewall_ray.baselines.hybrid_llm_responses.BATCH_ROWS", 30)
+    monkeypatch.setattr("firewall_ray.baselines.hybrid_llm_responses.BATCH_PAIRS", 70)
 
 
 def whole(store: ArtifactStore, key: str, rows: pa.Table) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def test_the_first_labelled_query_without_samples_or_reference_is_named(store: A
 
 def test_the_texts_of_the_samples_are_never_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"BLOCK_TEXTS": 2_048, "BATCH_ROWS": 64, "BATCH_PAIRS": 512}.items():
-        monkeypatch.setattr(f"firewall_ray.baselines.hybrid_llm_stages.{name}", value)
+        monkeypatch.setattr(f"firewall_ray.baselines.hybrid_llm_responses.{name}", value)
     store, num_rows, num_texts = ArtifactStore(str(tmp_path)), 3_000, 16
     ids = [f"q{number}" for number in range(num_rows)]
     write(store.queries(), [query(i) for i in ids])
