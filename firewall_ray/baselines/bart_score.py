@@ -30,6 +30,7 @@ class BartScorer:
         self.device = settings.torch_device
         self.settings = settings
         try:
+            # float32 whatever the checkpoint says: in bfloat16 the rest of a batch would change more than a score's fourth decimal.
             model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
         except Exception as e:  # transformers raises OSError, ValueError, KeyError, JSON and Rust errors here
             raise ModelError(f"baselines.bart_score.path: no BART can be loaded from {folder!r}: {_first_line(e)}") from e
@@ -44,10 +45,12 @@ class BartScorer:
         """
         sources, targets = (encode_texts(self.tokenizer, texts, self.settings.max_length) for texts in (responses, references))
         scores = np.empty(len(sources), dtype=np.float32)
+        # Longest first: what does not fit into memory fails at once. Neighbours are about as long, so little is padding.
         order = sorted(range(len(sources)), key=lambda i: (len(sources[i]), len(targets[i])), reverse=True)
         for start in range(0, len(order), self.settings.batch_size):
             rows = order[start : start + self.settings.batch_size]
             losses = token_losses(self.model, [sources[i] for i in rows], [targets[i] for i in rows], self.tokenizer.pad_token_id)
+            # With BOS, where the tokenizer sets one, and EOS: the mean in the BARTScore authors' own code is over these too.
             lengths = torch.tensor([len(targets[i]) for i in rows], device=self.device)
             scores[rows] = (-losses.sum(dim=1) / lengths).cpu().numpy()
         return scores.round(4)
@@ -59,7 +62,10 @@ def token_losses(
     """-log p of each target token given its source and the tokens before: (num_pairs, longest target), 0 where it is padding."""
     device = next(model.parameters()).device
     input_ids, mask = (t.to(device) for t in pad_rows(sources, pad_token_id))
+    # Padded on the right, where no earlier position of the decoder sees it. The losses of padding itself go out with the mask.
     labels, labels_mask = (t.to(device) for t in pad_rows(targets, pad_token_id))
+    # The model feeds `labels` shifted to the right itself, so place j of logits, (num_pairs, longest target, vocabulary), is about
+    # labels[:, j]. cross_entropy wants the classes second.
     logits = model(input_ids=input_ids, attention_mask=mask, labels=labels).logits
     return cross_entropy(logits.transpose(1, 2), labels, reduction="none") * labels_mask
 
@@ -80,10 +86,12 @@ def load_bart_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Token ids, the first `max_length` at most, closed by EOS, so that also the empty text is something to read and to end."""
+    # A tokenizer that is to cut raises IndexError for no texts at all.
     if not len(texts):
         return []
     end = tokenizer.eos_token_id
     rows = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    # BART's tokenizer closes a cut text itself; a causal LM's, which the miniature has, sets no EOS.
     return [row if row and row[-1] == end else [*row[: max_length - 1], end] for row in rows]
 
 
@@ -97,11 +105,13 @@ def train_small_bart(responses: Sequence[str], references: Sequence[str], settin
     """
     tokenizer = load_bart_tokenizer(str(settings.tokenizer))
     sources, targets = (encode_texts(tokenizer, texts, settings.max_length) for texts in (responses, references))
+    # Weights and order, all that is random here, are drawn on the CPU: the caller's random state there is given back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = BartForConditionalGeneration(_scratch_config(tokenizer, settings)).to(settings.torch_device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
         num_steps = settings.epochs * -(-len(sources) // settings.batch_size)
+        # torch's default shape: up for the first 30% of the steps, then down along a cosine.
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=num_steps)
         loss_sum = torch.zeros(())
         for _ in range(settings.epochs):
@@ -122,6 +132,7 @@ def train_small_bart(responses: Sequence[str], references: Sequence[str], settin
 def _batches_of_like_length(sources: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
     """Every row once, in a new order each time; rows of a batch are about as long, so that little is padding."""
     noise = torch.rand(len(sources)).tolist()
+    # The noise is less than one token, so that only rows of the same length change places.
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]) + noise[i])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for number in torch.randperm(len(batches)).tolist():
@@ -145,6 +156,7 @@ def _scratch_config(tokenizer: PreTrainedTokenizerBase, settings: BartScoreConfi
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.eos_token_id,  # as in every BART
+        # For generation alone; BartConfig's own is 2, whatever token that is in another vocabulary.
         forced_eos_token_id=None,
     )
 
