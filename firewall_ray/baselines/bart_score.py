@@ -34,6 +34,7 @@ class BartScorer:
         self.device = settings.torch_device
         self.settings = settings
         try:
+            # float32 whatever the checkpoint says: in bfloat16 the rest of a batch would change more than a score's fourth decimal.
             model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
         except Exception as e:  # transformers raises OSError, ValueError, KeyError, JSON and Rust errors here
             raise ModelError(f"baselines.bart_score.path: no BART can be loaded from {folder!r}: {_first_line(e)}") from e
@@ -48,10 +49,12 @@ class BartScorer:
         """
         sources, targets = (encode_texts(self.tokenizer, texts, self.settings.max_length) for texts in (responses, references))
         scores = np.empty(len(sources), dtype=np.float32)
+        # Longest first: what does not fit into memory fails at once. Neighbours are about as long, so little is padding.
         order = sorted(range(len(sources)), key=lambda i: (len(sources[i]), len(targets[i])), reverse=True)
         for start in range(0, len(order), self.settings.batch_size):
             rows = order[start : start + self.settings.batch_size]
             losses = token_losses(self.model, [sources[i] for i in rows], [targets[i] for i in rows], self.tokenizer.pad_token_id)
+            # With BOS, where the tokenizer sets one, and EOS: the mean in the BARTScore authors' own code is over these too.
             lengths = torch.tensor([len(targets[i]) for i in rows], device=self.device)
             scores[rows] = (-losses.sum(dim=1) / lengths).cpu().numpy()
         return scores.round(4)
@@ -63,7 +66,10 @@ def token_losses(
     """-log p of each target token given its source and the tokens before: (num_pairs, longest target), 0 where it is padding."""
     device = next(model.parameters()).device
     input_ids, mask = (t.to(device) for t in pad_rows(sources, pad_token_id))
+    # Padded on the right, where no earlier position of the decoder sees it. The losses of padding itself go out with the mask.
     labels, labels_mask = (t.to(device) for t in pad_rows(targets, pad_token_id))
+    # The model feeds `labels` shifted to the right itself, so place j of logits, (num_pairs, longest target, vocabulary), is about
+    # labels[:, j]. cross_entropy wants the classes second.
     logits = model(input_ids=input_ids, attention_mask=mask, labels=labels).logits
     return cross_entropy(logits.transpose(1, 2), labels, reduction="none") * labels_mask
 
@@ -84,10 +90,12 @@ def load_bart_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Token ids, the first `max_length` at most, closed by EOS, so that also the empty text is something to read and to end."""
+    # A tokenizer that is to cut raises IndexError for no texts at all.
     if not len(texts):
         return []
     end = tokenizer.eos_token_id
     rows = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    # BART's tokenizer closes a cut text itself; a causal LM's, which the miniature has, sets no EOS.
     return [row if row and row[-1] == end else [*row[: max_length - 1], end] for row in rows]
 
 
@@ -101,6 +109,7 @@ def train_small_bart(pairs: Iterable[tuple[Sequence[str], Sequence[str]]], setti
     on a CPU. In memory: some 50 bytes a pair; the tokens lie on the local disk. Raises ModelError for its tokenizer.
     """
     tokenizer = load_bart_tokenizer(str(settings.tokenizer))
+    # Weights and order, all that is random here, are drawn on the CPU: the caller's random state there is given back.
     with spill_folder() as local, torch.random.fork_rng(devices=[]):
         tokens = Spill(_token_batches(tokenizer, pairs, settings.max_length), TOKENS, 1, local / "tokens").bucket(0)
         sources, targets = (TokenRows(tokens[name], np.arange(len(tokens))) for name in TOKENS.names)
@@ -108,6 +117,7 @@ def train_small_bart(pairs: Iterable[tuple[Sequence[str], Sequence[str]]], setti
         model = BartForConditionalGeneration(_scratch_config(tokenizer, settings)).to(settings.torch_device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
         num_steps = settings.epochs * -(-len(sources) // settings.batch_size)
+        # torch's default shape: up for the first 30% of the steps, then down along a cosine.
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=num_steps)
         loss_sum = torch.zeros(())
         for _ in range(settings.epochs):
@@ -134,6 +144,7 @@ def _token_batches(
 
 def _batches_of_like_length(lengths: NDArray[np.int32], batch_size: int) -> Iterator[NDArray[np.intp]]:
     """Every row once, in a new order each time; rows of a batch are about as long, so that little is padding."""
+    # The noise is less than one token, so that only rows of the same length change places.
     order = np.argsort(lengths + torch.rand(len(lengths)).numpy().astype(np.float64), kind="stable")
     for number in torch.randperm(-(-len(order) // batch_size)).tolist():
         yield order[number * batch_size : (number + 1) * batch_size]
@@ -156,6 +167,7 @@ def _scratch_config(tokenizer: PreTrainedTokenizerBase, settings: BartScoreConfi
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.eos_token_id,  # as in every BART
+        # For generation alone; BartConfig's own is 2, whatever token that is in another vocabulary.
         forced_eos_token_id=None,
     )
 

@@ -20,6 +20,7 @@ from firewall_ray.errors import ModelError, SystemFailure
 from firewall_ray.router.data import encode, pad_rows
 
 Embedder = Callable[[Sequence[str]], NDArray[np.float32]]
+# Of those that OpenAI's own client tries again (408, 409, 429, all from 500 up): without the 5xx that say "never", such as 501.
 RETRYABLE_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
@@ -35,8 +36,10 @@ class HiddenStates:
 
     def __init__(self, source: Checkpoint, embedding: EmbeddingConfig) -> None:
         self._tokenizer = source.tokenizer()
+        # Llama's tokenizers have no pad token. Which one stands there does not matter: the mask takes it out.
         self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
         self._device = embedding.torch_device
+        # No language model's head. float32: bfloat16's 2 or 3 digits would go to what all prompts share, see `embeddings.centred`.
         model = AutoModel.from_pretrained(source.path, config=source.config(), dtype=torch.float32, **source.model_arguments)
         self._model = model.to(self._device).eval()
         self._embedding = embedding
@@ -46,12 +49,14 @@ class HiddenStates:
         """float32, (num_prompts, hidden size)."""
         ids, _ = encode(self._tokenizer, prompts, self._embedding.max_length)
         vectors = np.empty((len(ids), self._model.config.hidden_size), dtype=np.float32)
+        # Longest first: what does not fit into memory fails at once. Neighbours are about as long, so little is padding.
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
         for start in range(0, len(order), self._embedding.batch_size):
             rows = order[start : start + self._embedding.batch_size]
             # On the right, where a causal model's earlier tokens cannot see the padding.
             input_ids, mask = (t.to(self._device) for t in pad_rows([ids[i] for i in rows], self._tokenizer.pad_token_id))
             states = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+            # states: float32, (num_rows, longest, hidden size); weights: int64, (num_rows, longest, 1), 0 or 1.
             weights = mask.unsqueeze(-1)
             vectors[rows] = ((states * weights).sum(dim=1) / weights.sum(dim=1)).cpu().numpy()
         return vectors
@@ -84,11 +89,13 @@ class OpenAIEmbeddings:
         starts = range(0, len(prompts), self._batch_size)
         try:
             return np.concatenate([self._post(prompts[start : start + self._batch_size]) for start in starts])
+        # All but the first: an answer that is no JSON, or JSON of another shape.
         except (httpx.HTTPError, KeyError, TypeError, ValueError) as e:
             raise SystemFailure(f"baselines.embedding.openai.base_url: {self._config.base_url}/embeddings failed: {e!r}") from e
 
     @retry(
         retry=retry_if_exception(lambda e: _may_pass(e)),
+        # The five waits are 0.5, 1, 2, 4, 8 s, and up to a second of chance more, so that actors do not return all at once.
         stop=stop_after_attempt(6),
         wait=wait_exponential_jitter(initial=0.5, max=30),
         reraise=True,
@@ -97,6 +104,7 @@ class OpenAIEmbeddings:
         body = {"model": self._config.model, "input": list(prompts)}
         response = self._client.post(f"{self._config.base_url}/embeddings", json=body)
         response.raise_for_status()
+        # By the index that each vector carries: one that is missing or out of order would give prompts the vectors of others.
         items = sorted(response.json()["data"], key=lambda item: item["index"])
         if [item["index"] for item in items] != list(range(len(prompts))):
             raise ValueError(f"{len(items)} vectors for {len(prompts)} prompts")

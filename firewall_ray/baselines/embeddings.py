@@ -36,6 +36,7 @@ def embedding_name(config: RunConfig) -> str:
     path = embedding.openai.model if embedding.openai else embedding.sentence_transformer
     if path is None:
         return f"hidden_states_{config.pair.weak}"
+    # Without the hub id's owner. Two owners' models of one name share the folder; `path` in its settings tells them apart.
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", path.rstrip("/").rpartition("/")[2])
 
 
@@ -46,6 +47,7 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
     """
     embedding = config.baselines.embedding
     dataset = store.embeddings(embedding_name(config))
+    # No batch size, device or number of actors among the settings below: they change a vector by rounding only.
     source = _source(config)
     settings = {
         "path": source.path,
@@ -53,11 +55,13 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
         "source": "openai" if embedding.openai else "sentence_transformer" if embedding.sentence_transformer else "hidden_states",
         "max_length": embedding.max_length,
         "labels": store.labels().identity(),
+        # With `labels` it names the rows: a limit takes the first of each split, so equal counts are equal rows.
         "num_prompts": len(prompts),
     }
     output = Output.plan("embed", dataset, settings, force=force, resumes=True)
 
     def write() -> dict[str, int]:
+        # Read here: an actor's node may lack the variable. Never one of the settings, which the manifest shows.
         secret = api_key(embedding.openai) if embedding.openai else None
         _check_loads(source, embedding)
         output.begin()
@@ -90,6 +94,7 @@ def read_embeddings(dataset: Dataset, query_ids: Sequence[str]) -> NDArray[np.fl
     lengths = pc.list_value_length(table["embedding"]).unique().to_pylist()
     if len(lengths) != 1 or not lengths[0]:
         raise ArtifactError(f"embeddings: {dataset.path} has vectors of {lengths} numbers; all must have the same, at least 1.")
+    # float32, (num_rows, dimension) as the files have them, then (num_queries, dimension) in the order that was asked for.
     vectors = pc.list_flatten(table["embedding"]).to_numpy().reshape(-1, lengths[0])[rows.to_numpy()]
     wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(wrong):
@@ -107,6 +112,7 @@ def centred(vectors: NDArray[np.float32], is_train: NDArray[np.bool_]) -> NDArra
            [ 0.,  0.],
            [ 0.,  1.]], dtype=float32)
     """
+    # float64: numpy adds along the first axis row by row, where float32 would lose digits of the component that is to go.
     differences = vectors - vectors[is_train].mean(axis=0, dtype=np.float64).astype(np.float32)
     lengths = np.linalg.norm(differences, axis=1, keepdims=True)
     return differences / np.where(lengths > 0, lengths, 1)
@@ -119,6 +125,7 @@ class EmbeddingActor:
     """Rows of (query_id, prompt) to rows of `schemas.EMBEDDINGS`. Loads the model once, when the actor starts."""
 
     def __init__(self, source: Checkpoint, embedding: EmbeddingConfig, secret: str | None, progress: Any) -> None:
+        # As many as the actor reserved: torch would take every core of the node, in each actor.
         if (threads := embedding.torch_threads) is not None:
             torch.set_num_threads(threads)
         self._embed = make_embedder(source, embedding, secret)
@@ -127,6 +134,7 @@ class EmbeddingActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         vectors = np.asarray(self._embed(batch["prompt"].to_pylist()), dtype=np.float32)
         self._progress.add.remote("embed", {"rows": len(batch)})
+        # vectors: float32, (num_rows, dimension). Cast, since the contract's lists have no fixed length: it is the model's.
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]).cast(pa.list_(pa.float32()))
         return pa.Table.from_arrays([batch["query_id"].cast(pa.string()), lists], schema=EMBEDDINGS)
 

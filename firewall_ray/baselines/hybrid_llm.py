@@ -55,6 +55,7 @@ def probability_within(gaps: Sequence[Qualities], thresholds: Sequence[float] | 
     >>> probability_within([np.float32([-3, -2, -1, 0])], [0, 1, 2.5])
     array([[0.25, 0.5 , 0.75]])
     """
+    # In the type of the gaps, so that -t equals the very gap that t came from; side="left" counts that gap in.
     lowest = -np.asarray(thresholds, dtype=np.float32)
     return np.array([(len(each) - np.searchsorted(each, lowest, side="left")) / len(each) for each in gaps])
 
@@ -68,6 +69,7 @@ def mean_difference(labels: Floats) -> Floats:
     array([0.44444444])
     """
     count = len(labels)
+    # int64, (N,): -(N - 1), -(N - 3), ..., N - 1. All N * N differences at once would be 80 GB a threshold at 100,000 queries.
     places = 2 * np.arange(1, count + 1) - count - 1
     return 2 * places @ np.sort(labels, axis=0) / count**2
 
@@ -83,4 +85,5 @@ def best_threshold(gaps: Sequence[Qualities], num_thresholds: int = NUM_THRESHOL
     # Values that occur, not between two: labels only change there.
     tried = np.quantile(shortfalls, np.linspace(0, 1, num_thresholds), method="inverted_cdf")
     tried = np.unique(np.append(np.float32(0), tried))
+    # tried ascends, and argmax takes the first of equals: the smallest t.
     return float(tried[np.argmax(mean_difference(probability_within(gaps, tried)))])

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from firewall_ray.errors import ArtifactError, ConfigError
 from firewall_ray.schemas import SAMPLES
+from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.joins import MAX_BUCKETS, READ_ROWS, LocalRows, Spill, num_buckets, spill_folder
-from firewall_ray.store.layout import ArtifactStore, Dataset
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.query_ids import IDS
 
 SAMPLE_COLUMNS = ["query_id", "texts", "greedy_text"]

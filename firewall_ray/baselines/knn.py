@@ -40,14 +40,20 @@ def knn_scores(embeddings: Floats, labels: Floats, splits: NDArray[np.str_], num
         raise LabelError(
             f"knn needs 2 training queries and 1 validation query at least; labels/ has {train.sum()} and {validation.sum()}."
         )
+    # One less than the training queries: for each of them that is all the others. One search for the largest k serves every k.
     ks = sorted({min(k, int(train.sum()) - 1) for k in num_neighbours})
+    # scikit-learn's trees do not know the cosine; brute force is one product of matrices.
     search = NearestNeighbors(n_neighbors=ks[-1], metric="cosine", algorithm="brute").fit(embeddings[train])
+    # (num_queries, largest k): rows of the train split, nearest first.
     neighbours = np.empty((len(labels), ks[-1]), dtype=np.int64)
+    # Without queries scikit-learn searches for the fitted rows and leaves each itself out. Else a training query would score by its
+    # own label.
     neighbours[train] = search.kneighbors(return_distance=False)
     if not train.all():
         neighbours[~train] = search.kneighbors(embeddings[~train], return_distance=False)
     # Nearest first: the mean over k of them is a running mean.
     means = np.cumsum(labels[train].astype(np.float64)[neighbours], axis=1) / np.arange(1, ks[-1] + 1)
     errors = {k: float(np.mean((means[validation, k - 1] - labels[validation]) ** 2)) for k in ks}
+    # ks ascends: of equal errors the smallest k.
     best = min(ks, key=errors.__getitem__)
     return KnnResult(means[:, best - 1].astype(np.float32), best, errors)

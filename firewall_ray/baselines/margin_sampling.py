@@ -37,7 +37,9 @@ def margin_scores(query_ids: pa.ChunkedArray, samples: pa.Table, where: str) -> 
         )
     if found.null_count:
         logger.warning("margin_sampling: %s answers without a token score 0.", f"{found.null_count:,}")
+    # float32, (num_queries,). Never dropped: a router must have scored all test queries of a task, or the report refuses it.
     margins = pc.fill_null(found, 0.0).to_numpy()
+    # Not (< 0) or (> 1): a NaN is neither, and is found like this.
     wrong = np.flatnonzero(~((margins >= 0) & (margins <= 1)))
     if len(wrong):
         raise ArtifactError(

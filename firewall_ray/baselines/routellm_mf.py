@@ -27,6 +27,7 @@ from firewall_ray.config.baselines import RoutellmMfConfig
 from firewall_ray.errors import LabelError, ModelError
 
 Floats = NDArray[np.float32]
+# Rows of the models' vectors when trained here; published weights have 64 models, see `RoutellmMfConfig.published_weak`.
 WEAK, STRONG = 0, 1
 
 
@@ -48,6 +49,7 @@ class MatrixFactorization(nn.Module):
 
     def __init__(self, num_models: int, text_dim: int, dim: int) -> None:
         super().__init__()
+        # v_M is (num_models, dim), W1 (dim, text_dim), w2 (1, dim). delta(M) - delta(M') is linear in v_M - v_M', so one pass does.
         self.models = nn.Embedding(num_models, dim)
         self.projection = nn.Linear(text_dim, dim)
         self.classifier = nn.Linear(dim, 1, bias=False)
@@ -87,6 +89,7 @@ def published_scores(embeddings: Floats, settings: RoutellmMfConfig) -> Floats:
     try:
         file = Path(path) / "model.safetensors"
         tensors = load_file(file if file.exists() else hf_hub_download(path, "model.safetensors"))
+        # RouteLLM's names of v_M, W1 and w2.
         weights = {name: tensors[name] for name in ("P.weight", "text_proj.0.weight", "classifier.0.weight")}
     except Exception as e:  # huggingface_hub and safetensors raise OSError, ValueError, KeyError and errors of their own
         raise ModelError(
@@ -94,6 +97,7 @@ def published_scores(embeddings: Floats, settings: RoutellmMfConfig) -> Floats:
             "RouteLLM's weights with its model.safetensors, or null, to train on this run's outcomes."
         ) from e
     num_models, dim = weights["P.weight"].shape
+    # Checked here: torch would only say that two matrices cannot be multiplied, or that an index is out of range.
     text_dim = weights["text_proj.0.weight"].shape[1]
     if text_dim != embeddings.shape[1] or max(settings.published_weak, settings.published_strong) >= num_models:
         raise ModelError(
@@ -121,6 +125,8 @@ def outcome_battles(pass_rate_weak: Floats, pass_rate_strong: Floats, chosen: ND
     >>> battles.queries.tolist(), battles.winners.tolist(), battles.weights.tolist()  # 0.5 * 0.75 and 0.25 * 0.5; then only ties
     ([0, 0], [1, 0], [0.375, 0.125])
     """
+    # float32, (2, num_queries), in [0, 1]: the strong model's wins above, the weak model's below. Pairs as battles of their own
+    # would teach the same, from 1,024 rows a query at n = 32.
     weights = np.stack([pass_rate_strong * (1 - pass_rate_weak), pass_rate_weak * (1 - pass_rate_strong)])
     sides, queries = np.nonzero((weights > 0) & chosen)
     winners = np.array([STRONG, WEAK])[sides]
@@ -137,11 +143,13 @@ def fit(embeddings: torch.Tensor, train: Battles, validation: Battles, num_model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = MatrixFactorization(num_models, embeddings.shape[1], settings.dim)
+        # Adam with its L2 penalty, not AdamW, as in RouteLLM's train_matrix_factorization.py.
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         best, kept = np.inf, deepcopy(model.state_dict())
         for _ in range(settings.epochs):
             for rows in torch.randperm(len(train)).split(settings.batch_size):
                 vectors = embeddings[train.queries[rows]]
+                # Before the projection and drawn anew for every batch, as there; validation reads the embeddings as they are.
                 vectors = vectors + settings.noise * torch.randn_like(vectors)
                 loss = _loss(model(vectors, train.winners[rows], train.losers[rows]), train.weights[rows])
                 optimizer.zero_grad()
@@ -164,4 +172,5 @@ def win_probability(model: nn.Module, embeddings: torch.Tensor, first: int, seco
 
 
 def _loss(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    # softplus(-x) is -log sigmoid(x), and finite where sigmoid(x) is rounded to 0.
     return (weights * softplus(-logits)).sum() / weights.sum()

@@ -26,6 +26,7 @@ from firewall_ray.stages.train_router import run_training
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.query_ids import check_unique
 
+# Pass rates are what routellm_mf and Hybrid LLM's training read, soft_block what knn averages.
 LABEL_COLUMNS = ["query_id", "task", "split", "prompt", "pass_rate_weak", "pass_rate_strong", "soft_block"]
 
 logger = logging.getLogger("firewall_ray")
@@ -35,7 +36,7 @@ def run_baselines(config: RunConfig, store: ArtifactStore, *, limit: int | None 
     """Score every labelled query with every baseline. One result a stage, `baselines` for a finished one.
 
     limit: only the first N rows of each split, though the routers of Hybrid LLM score all of them. Raises what the stages raise:
-    see margin_sampling, embeddings, knn, routellm_mf, hybrid_llm_stages, router.train and scoring.
+    see margin_sampling, embeddings, knn, routellm_mf, hybrid_llm_stages, stages.train_router and stages.score.
     """
     labelled = read_labelled(store, limit)
     names = config.baselines.names
@@ -49,6 +50,7 @@ def run_baselines(config: RunConfig, store: ArtifactStore, *, limit: int | None 
         ]
     if designs := [name for name in HYBRID_DESIGNS if name in names]:
         results += run_hybrid_labels(config, store, labelled, force=force)
+        # Our own encoder on their labels: what then differs between these routers and ours is the label alone.
         results.append(run_training(config, store, labels=hybrid_labels(store), designs=designs, limit=limit, force=force))
         results.append(run_scoring(config, store, designs=designs, force=force))
     return results
@@ -65,6 +67,7 @@ def read_labelled(store: ArtifactStore, limit: int | None = None) -> pa.Table:
     check_splits(table, where)
     if limit is None:
         return table
+    # Of each split, since the first rows of labels/ may all be of one, and knn and routellm_mf need train and validation.
     splits = _texts(table["split"])
     kept = np.concatenate([np.flatnonzero(splits == split)[:limit] for split in SPLITS])
     return table.take(pa.array(np.sort(kept)))
@@ -75,6 +78,7 @@ def describe(name: str, config: RunConfig) -> str:
 
     Any other name is returned as it is.
     """
+    # A table must not pass a stand-in off as the published method: RouteLLM's embeds with an API, Hybrid LLM's BART is large.
     source = config.baselines.embedding
     embedding = source.openai.model if source.openai else source.sentence_transformer
     embedding = embedding or f"{config.pair.weak} model's mean hidden states"
@@ -123,9 +127,11 @@ def _run_on_embeddings(config: RunConfig, store: ArtifactStore, name: str, label
         vectors = read_embeddings(embeddings, labelled["query_id"].to_pylist())  # (num_queries, dim)
         facts: dict[str, Any] = {}
         if name == "routellm_mf" and section.weights is not None:
+            # Not centred: their projection was trained on the API's vectors as they are.
             p_weak = published_scores(vectors, section)
         elif name == "knn":
             vectors = centred(vectors, splits == "train")
+            # The mean of soft_block over neighbours estimates the same probability as our router trained on it.
             found = knn_scores(vectors, labelled["soft_block"].to_numpy(), splits, section.num_neighbours)
             p_weak, facts["num_neighbours"] = found.p_weak, found.num_neighbours
         else:

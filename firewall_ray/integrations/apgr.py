@@ -5,6 +5,7 @@ from typing import Any
 import datasets
 import evaluate
 
+# By its full name, like all imports of these files: evaluate.load copies a file alone into its cache and imports it from there.
 from firewall_ray.evaluation.metrics import evaluate as evaluate_router
 
 DESCRIPTION = "How much of the gap between a weak and a strong model a router recovers, over the share of strong calls."
@@ -24,6 +25,7 @@ class Apgr(evaluate.Metric):
     """Rows in: a query's score and the pass rates of both models."""
 
     def _info(self) -> evaluate.MetricInfo:
+        # What is given is kept in Arrow in this type: in float32 scores that differ in the 8th digit would become ties.
         number = datasets.Value("float64")
         return evaluate.MetricInfo(
             description=DESCRIPTION,
@@ -45,6 +47,7 @@ class Apgr(evaluate.Metric):
         pass_rate_weak: list[float],
         pass_rate_strong: list[float],
         query_ids: list[str],
+        # Whatever is no feature goes to _compute as it is given to compute.
         seed: int = 0,
     ) -> dict[str, Any]:
         return evaluate_router(predictions, pass_rate_weak, pass_rate_strong, query_ids, seed)

@@ -28,6 +28,7 @@ class PassAtK(evaluate.Metric):
             description=DESCRIPTION,
             citation=CITATION,
             inputs_description=INPUTS,
+            # Of any length: problems may have been sampled a different number of times.
             features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("bool"))}),
         )
 

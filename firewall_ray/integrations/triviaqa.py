@@ -28,6 +28,7 @@ class TriviaQa(evaluate.Metric):
             description=DESCRIPTION,
             citation=CITATION,
             inputs_description=INPUTS,
+            # The aliases of one question are one reference: the best of them counts, not their mean.
             features=datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
         )
 

@@ -50,6 +50,7 @@ def run_paper(config: RunConfig, store: ArtifactStore, *, force: bool = False) -
     """Write paper/. Raises ArtifactMissing where labels or scores are not there, ConfigError where a router of
     `paper.routers` has no scores."""
     names = [name for name in router_names(store) if name not in BASELINES]  # the reports work these out themselves
+    # One of ours without scores would only leave rows out of the tables, and nobody would miss them.
     missing = [name for name in config.paper.routers if name not in names]
     if missing:
         raise ConfigError(f"paper.routers: {missing[0]!r} has no scores under {store.root}/scores; there are {', '.join(names)}.")
@@ -59,6 +60,7 @@ def run_paper(config: RunConfig, store: ArtifactStore, *, force: bool = False) -
 
     def write() -> Mapping[str, Any]:
         results = collect(config, store, names)
+        # Before an older paper/ is deleted: whatever is wrong with labels or scores is found by here.
         made = make_tables(results, config)
         output.begin()
         return _write(dataset, results, made, config)
@@ -77,6 +79,7 @@ def load_claims(dataset: Dataset) -> list[dict[str, Any]]:
 
 def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Results:
     """Every report, bin and claim. names: the routers under scores/ that are to be compared."""
+    # What each router's last column is the difference from.
     reference = config.paper.routers[0]
     queries, validation_ids = read_labels(store, list(LABEL_DESIGNS))
     routers = [read_scores(store, name, queries, validation_ids) for name in names]
@@ -86,10 +89,12 @@ def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Result
         logger.info("paper: pair %s", pair_name(pair))
         own = PairStore(store.root, pair)
         of_pair, its_validation = read_labels(own, list(LABEL_DESIGNS))
+        # Table 2 is about routers that are not trained again, so scores are the run's, but for the one that reads the weak model.
         places = {name: own if name == MARGIN_SAMPLING and own.scores(name).state() != "missing" else store for name in names}
         scores = [read_scores(place, name, of_pair, its_validation) for name, place in places.items()]
         pairs[pair_name(pair)] = build_report(config.model_copy(update={"pair": pair}), of_pair, scores, reference)
     ours = [by_name[name] for name in config.paper.routers]
+    # A claim is about all test queries, on the same resamples; a router that left a task out has NaN among its scores.
     complete = [router for router in ours if len(router.tasks) == len(queries.task_names())]
     return Results(
         report=build_report(config, queries, routers, reference),
@@ -106,6 +111,7 @@ def _backbones(config: RunConfig, store: ArtifactStore, queries: LabelledQueries
     stores = {own: store} | {name: BackboneStore(store.root, name) for name in config.paper.backbones}
     reports: dict[str, Report] = {}
     for design in config.paper.backbone_designs:
+        # A report tells routers apart by name, and all of these are called by their design.
         scores = [replace(read_scores(place, design, queries, validation_ids), name=name) for name, place in stores.items()]
         reports[design] = build_report(config, queries, scores, own)
     return reports
@@ -120,6 +126,7 @@ def _bins(
         found[design] = {}
         for task in sorted(router.tasks):
             rows = np.flatnonzero(queries.tasks == task)
+            # float64, (num_queries of the task,), in [0, 1], as are the scores and labels below.
             rates = queries.pass_rate_weak[rows], queries.pass_rate_strong[rows]
             found[design][task] = without_nan(binned(router.p_weak[rows], *rates, queries.labels[design][rows], num_bins))
     return found
@@ -139,6 +146,7 @@ def _settings(config: RunConfig, store: ArtifactStore, names: list[str]) -> dict
         "paper": paper.model_dump(mode="json", exclude={"plan"}),
         "evaluation": config.evaluation.model_dump(mode="json"),
         "pair": config.pair.model_dump(),
+        # Whether the paper's own rows are shown hangs on models and router settings, which are not among the above.
         "published": same_setting(config),
     }
 
@@ -176,6 +184,7 @@ def _write(dataset: Dataset, results: Results, made: list[Table], config: RunCon
         "backbones": results.backbones,
         "bins": results.bins,
     }
+    # allow_nan=False: Python would write NaN, which is no JSON, and other languages' readers refuse the file.
     dataset.write_bytes("paper.json", json.dumps(without_nan(numbers), indent=2, allow_nan=False).encode())
     held = sum(claim.holds for claim in results.claims)
     return {"tables": len(made), "figures": len(drawn), "claims": len(results.claims), "claims_that_hold": held}

@@ -16,6 +16,7 @@ from firewall_ray.evaluation.intervals import bootstrap_curves, paired_bootstrap
 from firewall_ray.evaluation.metrics import FRACTIONS, performance_curve
 
 LINEAR = "linear interpolation"
+# With apgr_mean the same claims would hold: apgr = 1.1 * apgr_mean - 0.05 for every curve, so differences are only scaled.
 METRICS = ("apgr", "pass_rate_20", "pass_rate_50", "pass_rate_80")
 Floats = NDArray[np.float64]
 
@@ -47,10 +48,12 @@ def check_claims(
         router.name: policy.rank(router.p_weak, queries.prompts, settings.seed) for router in everyone
     }
     resampled = bootstrap_curves(weak, strong, orders, settings.num_bootstrap, settings.seed)
+    # Mean pass rates at the strong fractions 0, 0.1, ..., 1: float64, (11,) each, the resampled ones (num_bootstrap, 11).
     curves = {name: performance_curve(weak, strong, order) for name, order in orders.items() if order is not None}
     claims = []
     for router in routers:
         curve, resamples = curves[router.name], resampled[router.name]
+        # The line between each resample's own ends: it moves with the two models there, and only what the router adds is left.
         rivals = {LINEAR: (linear(curve), linear(resamples))}
         if against is not None and against.name != router.name:
             rivals[against.name] = (curves[against.name], resampled[against.name])

@@ -23,6 +23,7 @@ from firewall_ray.schemas import LABEL_DESIGNS
 
 Report = dict[str, Any]
 Bins = Mapping[str, Mapping[str, list[dict[str, Any]]]]  # label design -> task -> rows of `bins.binned`
+# The paper's figures 1 and 2 are drawings of the method.
 FIRST_NUMBER = 3
 
 
@@ -41,6 +42,7 @@ class PaperFigure:
 
 def draw_figures(report: Report, pairs: Mapping[str, Report], bins: Bins, config: PaperConfig) -> list[PaperFigure]:
     """Every figure. report: of the trained pair; pairs: of the others, by name; bins: by label design and task."""
+    # matplotlib takes colours and fonts when a line or text is made, so the generators must run in here.
     with mpl.rc_context(STYLE):
         drawn = [*_by_task(report, config), *_other_pairs(pairs, config), *_binned(bins)]
     return [PaperFigure(number, *parts) for number, parts in enumerate(drawn, start=FIRST_NUMBER)]
@@ -61,6 +63,7 @@ def _by_task(report: Report, config: PaperConfig) -> Iterator[Drawn]:
 def _other_pairs(pairs: Mapping[str, Report], config: PaperConfig) -> Iterator[Drawn]:
     if not pairs:
         return
+    # Pairs are labels of the same queries, and so have the same tasks.
     for task in next(iter(pairs.values()))["settings"]["tasks"]:
         panels = {name: _only(report, [*ours(report, config), *baselines_of(report)]) for name, report in pairs.items()}
         yield f"pairs_{task}", f"Cost and quality on {task} of other model pairs, no retraining.", _curves(panels, task)
@@ -92,4 +95,5 @@ def _curves(panels: Mapping[str, Report], task: str) -> Figure:
 
 def _only(report: Report, routers: list[str]) -> Report:
     """The report with these routers alone; figures draw the routers of its bins."""
+    # Colours go by this order, so the panels of a figure may share a legend.
     return {**report, "bins": {name: report["bins"][name] for name in routers}}

@@ -22,6 +22,7 @@ def render(
         .render(
             tables=tables,
             figures=figures,
+            # Markup: not escaped again. Names in the drawing were, by matplotlib's SVG writer.
             vectors={number: Markup(svg) for number, svg in vectors.items()},
             claims=[(claim, claim_cell(claim)) for claim in claims],
             pair=pair_name(config.pair),
@@ -33,5 +34,6 @@ def render(
 
 def claim_cell(claim: Claim) -> Cell:
     """The difference with its interval, in percentage points; NaN as nothing."""
+    # NaN alone differs from itself.
     value, low, high = (None if number != number else number for number in (claim.value, claim.low, claim.high))
     return Cell(value, low, high, signed=True)

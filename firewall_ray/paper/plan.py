@@ -73,6 +73,7 @@ def make_plan(config: RunConfig, store: ArtifactStore) -> Plan:
     workload = _workload(config, store)
     models = [config.pair.weak, config.pair.strong, *other_models(config)]
     rows = [_sampling_row(config, store, key, workload) for key in models]
+    # None: the run's own backbone, which alone may have been measured here.
     variants = {None: config} | {name: backbone_config(config, name) for name in config.paper.backbones}
     for backbone, variant in variants.items():
         rows += [_training_row(variant, store, backbone, workload), _scoring_row(variant, backbone, workload)]
@@ -102,6 +103,7 @@ def _workload(config: RunConfig, store: ArtifactStore) -> dict[str, WorkloadConf
     counts = Counter(zip(table["task"].to_pylist(), table["split"].to_pylist(), strict=True))
     return {
         name: given[name].model_copy(
+            # Tokens stay the config's: queries/ holds texts, and counting them would take each model's tokenizer.
             update={"num_train": counts[name, "train"], "num_other": counts[name, "validation"] + counts[name, "test"]}
         )
         for name in names
@@ -118,6 +120,7 @@ def _num_queries(workload: Mapping[str, WorkloadConfig]) -> int:
 def _sampling_row(config: RunConfig, store: ArtifactStore, key: str, workload: Mapping[str, WorkloadConfig]) -> PlanRow:
     model, n = config.models[key], config.sampling.num_samples
     queries = _num_queries(workload)
+    # Every split is sampled, train, validation and test: labels are made of all of them, and the report reads the last.
     generations = queries * (n + 1)
     prompt = sum(2 * (task.num_train + task.num_other) * task.prompt_tokens for task in workload.values())
     generated = sum((n + 1) * (task.num_train + task.num_other) * task.completion_tokens for task in workload.values())
@@ -129,19 +132,23 @@ def _sampling_row(config: RunConfig, store: ArtifactStore, key: str, workload: M
         f"{prompt:,.0f} prompt tokens"
     )
     if not isinstance(model, VllmModelConfig):
+        # Tokens are what is paid for there; prices are not in the config.
         steps += f"; bought from {model.base_url}"
         return PlanRow(f"sample {key}", queries, generations, generated, "none", None, None, steps)
     measured = _measured_tokens_per_s(store, key, model.replicas.max)
     if measured is not None:
+        # Without the prompts: their time is in what was measured.
         seconds = generated / measured
         rate = f"{generated:,.0f} / {measured:,.0f} a second, measured here"
     else:
         given = _throughput(config, key)
         seconds = prompt / given.prompt_tokens_per_s + generated / given.generated_tokens_per_s
         rate = f"{prompt:,.0f} / {given.prompt_tokens_per_s:,.0f} + {generated:,.0f} / {given.generated_tokens_per_s:,.0f}"
+    # On CPUs an hour is one of an engine, however many cores it has.
     devices = model.tensor_parallel_size * model.pipeline_parallel_size if model.device == "gpu" else 1
     hours = seconds / 3600
     steps += f"; {rate} = {seconds:,.0f} s x {devices} {model.device.upper()} = {hours * devices:,.2f} h"
+    # The wall's hours are those of replicas.max engines that are busy to the end.
     return PlanRow(
         f"sample {key}", queries, generations, generated, model.device, hours * devices, hours / model.replicas.max, steps
     )
@@ -158,6 +165,7 @@ def _training_row(config: RunConfig, store: ArtifactStore, backbone: str | None,
     if rate is None:
         steps += "; paper.plan.training_queries_per_s is not given"
         return PlanRow(stage, queries, None, tokens, router.device, None, None, steps)
+    # The rate is one worker's, so these are hours of all workers together.
     hours = passes / rate / 3600
     steps += f"; / {rate:,.0f} a second and worker = {hours:,.2f} h"
     return PlanRow(stage, queries, None, tokens, router.device, hours, hours / router.num_workers, steps)
@@ -205,6 +213,7 @@ def _measured_tokens_per_s(store: ArtifactStore, key: str, replicas: int) -> flo
     num_rows_made = counts.get("num_rows_made", num_rows)  # older manifests do not say
     if num_rows_made < min(num_rows, MEASURED_ROWS) or elapsed_s <= 0:
         return None
+    # Sampled tokens are counted over all rows, whichever job made them.
     tokens = counts["num_sampled_tokens"] * num_rows_made / num_rows if num_rows else 0
     return tokens / elapsed_s / replicas if tokens else None
 
@@ -215,6 +224,7 @@ def _measured_training(config: RunConfig, store: ArtifactStore) -> float | None:
         router = store.router(design)
         if router.state() == "finished":
             card = load_card(router)
+            # The median: an epoch that another job slowed down says little of the others.
             return float(np.median([epoch.num_samples_per_s for epoch in card.history])) / card.training.num_workers
     return None
 
@@ -225,6 +235,7 @@ def _measured_training(config: RunConfig, store: ArtifactStore) -> float | None:
 def _memory_lines(config: RunConfig, models: list[str], workload: Mapping[str, WorkloadConfig]) -> list[str]:
     """What a model takes of its GPUs. Raises ConfigError where its weights leave no room for a KV cache."""
     lines = []
+    # Of the task with the longest sequences: the cache must hold these too.
     length = max(task.prompt_tokens + task.completion_tokens for task in workload.values())
     for key in models:
         model = config.models[key]

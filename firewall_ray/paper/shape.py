@@ -38,8 +38,10 @@ def num_parameters(shape: ShapeConfig) -> int:
     236
     """
     hidden = shape.hidden_size
+    # A head has hidden / heads numbers, as in every Llama; models whose config.json has another `head_dim` come out wrong.
     keys_and_values = hidden * shape.num_key_value_heads // shape.num_attention_heads
     attention = 2 * hidden * hidden + 2 * hidden * keys_and_values
+    # The last summand, here and of the whole: RMS norms, two a layer and one at the end, a number each a dimension.
     layer = attention + 3 * hidden * shape.intermediate_size + 2 * hidden
     embeddings = shape.vocab_size * hidden * (1 if shape.tie_word_embeddings else 2)
     return embeddings + shape.num_hidden_layers * layer + hidden
@@ -61,8 +63,10 @@ def memory(shape: ShapeConfig, model: VllmModelConfig, gpu_memory_gb: float) -> 
 
     Activations and CUDA graphs are left out: they take a few GB of what gpu_memory_utilization leaves free.
     """
+    # Tensor and pipeline parallelism both split the weights; that a pipeline's ends hold the embeddings is left out.
     num_gpus = model.tensor_parallel_size * model.pipeline_parallel_size
     weights_gb = num_parameters(shape) * BYTES[model.dtype] / num_gpus / 1e9
+    # What vLLM does at start: its share of the GPU, less the weights, becomes the cache.
     kv_gb = model.gpu_memory_utilization * gpu_memory_gb - weights_gb
     kv_tokens = kv_gb * 1e9 * num_gpus / kv_bytes_per_token(shape, model.dtype)
     return {"num_gpus": num_gpus, "weights_gb": weights_gb, "kv_gb": kv_gb, "kv_tokens": kv_tokens}

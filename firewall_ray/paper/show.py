@@ -20,6 +20,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         counts = [_count(number) for number in (row.queries, row.generations, row.tokens)]
         table.add_row(Text(row.stage), *counts, row.device, _hours(row.device_hours), _hours(row.wall_hours))
     table.add_section()
+    # A row of device "none" is a model that is bought: it has no hours.
     for device in sorted({row.device for row in plan.rows} & {"gpu", "cpu"}):
         table.add_row("in all", "", "", "", device, _hours(plan.device_hours(device)), "")
     console.print(table)
@@ -42,6 +43,7 @@ def print_claims(claims: Sequence[Mapping[str, Any]], console: Console) -> None:
     for claim in claims:
         if claim["metric"] == "apgr":
             value, low, high = (_points(claim[key]) for key in ("value", "low", "high"))
+            # Text: names may hold anything, and in a plain string rich takes [bold] for its markup.
             table.add_row(Text(claim["router"]), Text(claim["against"]), value, Text(f"[{low}, {high}]"), _yes(claim["holds"]))
     console.print(table)
 

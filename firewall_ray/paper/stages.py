@@ -23,6 +23,7 @@ Step = Callable[[RunConfig, ArtifactStore], list[StageResult]]
 def steps() -> dict[str, Step]:
     """By name, in order: the pipeline's stages but for its report, those with other models and pairs for all of them."""
     own: dict[str, Step] = {"sample": sample, "grade": grade, "label": label}
+    # The report is left out: artifact.py builds its own, of every pair and backbone.
     of_pipeline = {verb: own.get(verb, load_stage(verb).results) for verb in PIPELINE if verb != "report"}
     return {**of_pipeline, "backbones": backbones, "baselines": baselines}
 
@@ -48,6 +49,7 @@ def baselines(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
     """All of the config's for the pair; for the others Margin Sampling, which is not trained: it reads each weak model anew."""
     results = run_baselines(config, store)
     if MARGIN_SAMPLING in config.baselines.names:
+        # The other baselines are trained, and Table 2 trains nothing again.
         alone = {"baselines": config.baselines.model_copy(update={"names": [MARGIN_SAMPLING]})}
         for of_pair, place in _other_pairs(config, store):
             results += run_baselines(of_pair.model_copy(update=alone), place)
@@ -59,6 +61,7 @@ def backbones(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
     results = []
     for name in config.paper.backbones:
         changed, place = backbone_config(config, name), BackboneStore(store.root, name)
+        # Routers of all backbones are called by their designs; the closing JSON must tell them apart.
         results += [{**run(changed, place), "backbone": name} for run in (run_training, run_scoring)]
     return results
 

@@ -68,6 +68,7 @@ def markdown(table: Table) -> str:
     header = [*table.keys, *table.columns]
     lines = [f"## {table.title}", "", _pipes(header), _pipes(["---"] * len(table.keys) + ["---:"] * len(table.columns))]
     for number, (texts, cells) in enumerate(table.rows):
+        # A name is the user's and may hold a pipe, which would begin a new column.
         escaped = [text.replace("|", "\\|") for text in texts]
         if number in table.best:
             escaped[-1] = f"**{escaped[-1]}**"
@@ -81,6 +82,7 @@ def comma_separated(table: Table) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*table.keys, *(f"{column}{end}" for column in table.columns for end in ("", " low", " high"))])
     for texts, cells in table.rows:
+        # repr: read back, it is the same float.
         numbers = [number for cell in cells for number in (cell.value, cell.low, cell.high)]
         writer.writerow([*texts, *("" if number is None else repr(number) for number in numbers)])
     return buffer.getvalue()
@@ -95,6 +97,7 @@ def latex(table: Table) -> str:
         r"\toprule",
         _ampersands([*map(_tex, table.keys), *map(_tex, table.columns)]),
     ]
+    # The first column is the task, pair or label: what a reader compares within.
     group = None
     for number, (texts, cells) in enumerate(table.rows):
         if texts[0] != group:
@@ -128,5 +131,6 @@ def _tex(text: str) -> str:
     >>> _tex("soft_block & 50%")
     'soft\\_block \\& 50\\%'
     """
+    # First, since the replacements below bring backslashes of their own.
     text = text.replace("\\", r"\textbackslash ")
     return re.sub(r"([&%$#_{}])", r"\\\1", text).replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")

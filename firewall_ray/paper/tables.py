@@ -1,6 +1,6 @@
 """Tables 1 to 4 from reports: which rows and columns each has. See docs/reproduction.md for what is known of the paper's own.
 
-A report is what `evaluation/report.py` builds, the content of report.json, so every number comes with its interval.
+A report is what `stages/report.py` builds, the content of report.json, so every number comes with its interval.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from firewall_ray.schemas import LABEL_DESIGNS
 
 Report = dict[str, Any]
 
+# The paper's columns are the pass rates and APGR; CPT is RouteLLM's, and the paper has none.
 COLUMNS = {
     "PR@20%": "pass_rate_20",
     "PR@50%": "pass_rate_50",
@@ -46,6 +47,7 @@ def table_1(report: Report, config: PaperConfig, titles: Mapping[str, str], *, w
         named = _compared(report, config, task, titles)
         rows += [*_models(report, task), *_rows(report, task, {LINEAR: "random", **named, ORACLE: "oracle"}, (task,))]
         if with_published and task in published.APGR:
+            # published.py has the APGR alone.
             cells = tuple(Cell(published.APGR[task] if metric == "apgr" else None) for metric in COLUMNS.values())
             rows.append(((task, published.NAME), (*cells, Cell(None))))
     return _table("table_1", "Table 1: routers and baselines, by task", ("task", "router"), rows, report)
@@ -69,6 +71,7 @@ def table_3(report: Report) -> Table:
     """The label designs of Eq. 1 to 7, one router each."""
     rows: list[Row] = []
     for task in tasks_of(report):
+        # In the order of the equations, those that were trained and have scored the task.
         designs = [design for design in LABEL_DESIGNS if task in report["routers"].get(design, {})]
         rows += _rows(report, task, {design: design for design in designs}, (task,))
     return _table("table_3", "Table 3: label designs", ("task", "label"), rows, report)
@@ -90,6 +93,7 @@ def table_4(reports: Mapping[str, Report]) -> Table:
 
 def tasks_of(report: Report) -> list[str]:
     """The tasks, and `all` where there are several."""
+    # Of a single task `all` would be a copy.
     tasks = list(report["settings"]["tasks"])
     return tasks if len(tasks) == 1 else [*tasks, ALL]
 
@@ -126,6 +130,7 @@ def _rows(report: Report, task: str, routers: Mapping[str, str], keys: tuple[str
     for shown, name in routers.items():
         metrics = report["routers"][name][task]
         cells = tuple(Cell.of(metrics[metric]) for metric in COLUMNS.values())
+        # None for the reference itself, and for random routing and the oracle, which are no routers to choose from.
         difference = report["comparisons"]["differences"].get(name, {}).get(task)
         yield (*keys, shown), (*cells, Cell.of(difference and difference["apgr"], signed=True))
 
@@ -150,6 +155,7 @@ def _best(rows: Sequence[Row]) -> frozenset[int]:
     best: dict[tuple[str, ...], tuple[float, int]] = {}
     for number, (texts, cells) in enumerate(rows):
         value = cells[apgr].value
+        # Bounds are not in the running, nor is the paper's row, which was measured on other samples.
         if value is not None and texts[-1] not in (LINEAR, ORACLE, published.NAME):
             best[texts[:-1]] = max(best.get(texts[:-1], (value, number)), (value, number))
     return frozenset(number for _, number in best.values())

@@ -21,6 +21,7 @@ class PairStore(ArtifactStore):
 
     def __init__(self, root: str, pair: PairConfig) -> None:
         super().__init__(root)
+        # Queries, samples and grades stay the run's: the same ROOT. A model that is in two pairs is sampled and graded once.
         self.name = pair_name(pair)
 
     def labels(self) -> Dataset:
@@ -56,10 +57,12 @@ def pair_name(pair: PairConfig) -> str:
 def other_models(config: RunConfig) -> list[str]:
     """Models of Table 2's pairs that are not in the pair itself, in the config's order."""
     wanted = {key for pair in config.paper.pairs for key in (pair.weak, pair.strong)}
+    # In an order that does not change from process to process, as a set's does.
     return [key for key in config.models if key in wanted - {config.pair.weak, config.pair.strong}]
 
 
 def backbone_config(config: RunConfig, name: str) -> RunConfig:
     """The run's config with another backbone under its routers."""
+    # model_copy does not validate again; the parts were validated when the config was read.
     changes = {**config.paper.backbones[name].changes(), "designs": config.paper.backbone_designs}
     return config.model_copy(update={"router": config.router.model_copy(update=changes)})

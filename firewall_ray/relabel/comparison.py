@@ -25,6 +25,7 @@ from firewall_ray.stages.stage import Output, StageResult, make
 from firewall_ray.store.dataset import fingerprint
 from firewall_ray.store.layout import ArtifactStore
 
+# Deciding by apgr_mean would never decide otherwise: apgr = 1.1 * apgr_mean - 0.05 for every curve.
 DECIDES = "apgr"
 ALL, RUN, LIVE = "all", "the run's test split", "live, held out"
 SERVE_FILE = "serve_config.yaml"
@@ -44,11 +45,13 @@ def run_comparison(
         "scores": {name: folded.scores(name).require().identity() for name in (in_service, new)},
         "in_service": in_service,
         "evaluation": config.evaluation.model_dump(mode="json"),
+        # The output holds a changed copy of it: another file in service wants another copy, though the routers are the same.
         "serve_config": fingerprint(serve_file.content),
     }
     output = Output.plan("compare", dataset, settings, force=force)
 
     def write() -> dict[str, str]:
+        # The test split of folded/: the run's own, and the live queries that their task or `draw_split` held out.
         queries, validation_ids = read_labels(folded, [])
         old_scores, new_scores = (read_scores(folded, name, queries, validation_ids) for name in (in_service, new))
         of_run = set(store.labels().require(["query_id"]).read(["query_id"])["query_id"].to_pylist())
@@ -76,6 +79,7 @@ def compare(
     queries: LabelledQueries, in_service: RouterScores, new: RouterScores, of_run: set[str], evaluation: EvaluationConfig
 ) -> dict[str, dict[str, Any]]:
     """Both routers and their paired difference on all held-out queries, and on the run's (`of_run`) and the live ones apart."""
+    # Bool, (num_queries,). What the run's labels/ does not have came with this round or one before.
     is_of_run = np.array([query_id in of_run for query_id in queries.query_ids], dtype=bool)
     parts = {ALL: np.ones(len(queries), dtype=bool), RUN: is_of_run, LIVE: ~is_of_run}
     return {
@@ -89,9 +93,12 @@ def _compare(
     queries: LabelledQueries, routers: Mapping[str, RouterScores], rows: NDArray[np.intp], evaluation: EvaluationConfig
 ) -> dict[str, Any]:
     weak, strong = queries.pass_rate_weak[rows], queries.pass_rate_strong[rows]
+    # The prompt breaks ties, as on the server: a tie then goes the way that it goes in service.
     prompts = [queries.prompts[row] for row in rows]
     orders = {role: policy.rank(router.p_weak[rows], prompts, evaluation.seed) for role, router in routers.items()}
     curves = {role: performance_curve(weak, strong, order) for role, order in orders.items()}
+    # Float64, (num_bootstrap, 11) each, on the same draws of queries. Drawn apart, the luck of both draws would widen the
+    # difference.
     resampled = bootstrap_curves(weak, strong, orders, evaluation.num_bootstrap, evaluation.seed)
     pair = (curves["new"], curves["in_service"], resampled["new"], resampled["in_service"])
     found = {role: intervals(curve, resampled[role], evaluation.confidence) for role, curve in curves.items()}
@@ -104,6 +111,7 @@ def _compare(
 
 def is_better(difference: Difference) -> bool:
     """Whether the interval lies above 0. False where there is none: an undefined difference changes nothing that serves."""
+    # Against NaN every comparison is False.
     return bool(difference.low > 0)
 
 
@@ -164,6 +172,7 @@ def _relabelled(folded: FoldedStore) -> dict[str, int]:
         "distinct": drawn["distinct"],
         "drawn": drawn["queries"],
         "not_gradable": queries["not_gradable"],
+        # A source without a row has no count.
         "labels": labels.get("this_round", 0),
     }
 

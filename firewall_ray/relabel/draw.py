@@ -42,6 +42,7 @@ def run_draw(
     Raises ArtifactMissing without a log or labels, ArtifactError where the log has no query to draw.
     """
     drawn = round_store.drawn()
+    # Without the log's identity, which changes as the log grows: a round would draw anew whenever it went on.
     settings = {"limit": limit, "seed": config.relabel.seed, "pair": config.pair.model_dump()}
     output = Output.plan("draw", drawn, settings, force=force)
 
@@ -49,6 +50,7 @@ def run_draw(
         decisions = store.decisions().require(["query_id", "text"])
         earlier = earlier_rounds(store, config.pair, but=round_store.name)
         labelled = [store.labels(), *(RoundStore(store.root, name).labels() for name in earlier)]
+        # By the prompt's id: a query of a benchmark has its id of task and question, and the log does not know the task.
         known = {
             prompt_id(prompt)
             for labels in labelled
@@ -77,6 +79,7 @@ def draw(
     """The queries with the smallest seeded hashes: a uniform draw that no order of rows or files changes, and that a larger
     `limit` only adds to. rows: query_id and text. known: ids that are not wanted. Also returns what became of the log's rows.
     """
+    # All of them, so that the result says 0 rather than nothing.
     counts = Counter(rows=0, without_text=0, unreadable=0, distinct=0, labelled_before=0)
 
     def candidates() -> Iterator[tuple[float, Drawn]]:
@@ -85,6 +88,7 @@ def draw(
             counts["rows"] += 1
             if not text:
                 counts["without_text"] += 1
+            # An unreadable row is not seen: one of the same id may follow whose text fits.
             elif query_id not in seen:
                 prompt = prompt_of(query_id, text)
                 if prompt is None:
@@ -97,6 +101,7 @@ def draw(
                 else:
                     yield tie_hash(query_id, seed), Drawn(query_id, text, prompt)
 
+    # nsmallest holds `limit` texts at a time, however long the log is.
     found = sorted(candidates()) if limit is None else heapq.nsmallest(limit, candidates())
     return [query for _, query in found], counts
 

@@ -16,8 +16,9 @@ from firewall_ray.store.layout import ArtifactStore
 
 
 def run_fold(config: RunConfig, store: ArtifactStore, round_store: RoundStore, *, force: bool = False) -> StageResult:
-    """Write folded/. The rounds before are those that this round's draw left out of."""
+    """Write folded/. The rounds before are those whose queries this round's draw left out."""
     earlier = round_store.drawn().manifest()["counts"]["earlier_rounds"]
+    # In order of precedence, see `fold`; the keys are what the counts in the manifest are called.
     sources = {"run": store.labels()}
     sources |= {f"round {name}": RoundStore(store.root, name).labels() for name in earlier}
     sources["this_round"] = round_store.labels()
@@ -44,6 +45,7 @@ def fold(sources: Sequence[Dataset]) -> Iterator[tuple[int, pa.Table]]:
     seen: set[str] = set()
     for number, labels in enumerate(sources):
         for batch in labels.iter_batches():
+            # Asked before the batch is added: within a source an id comes once, as the label stage sees to.
             is_new = [query_id not in seen for query_id in batch["query_id"].to_pylist()]
             rows = pa.Table.from_batches([batch]).filter(pa.array(is_new, pa.bool_()))
             seen.update(rows["query_id"].to_pylist())

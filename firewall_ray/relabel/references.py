@@ -60,6 +60,7 @@ def run_references(
     if unused:
         logger.warning("relabel: %s references are of queries that this round has not drawn", f"{unused:,}")
     queries = round_store.queries()
+    # The rows themselves: the same references from another file, or in another order, are nothing new.
     settings = {"rows": fingerprint({"rows": rows})}
     output = Output.plan("references", queries, settings, force=force)
 
@@ -84,6 +85,7 @@ def references_of_tasks(config: RunConfig, wanted: set[str]) -> dict[str, Refere
     known = known_tasks(config.queries.custom_tasks())
     for name, options in config.queries.tasks.options().items():
         for query in get_task(name, known).load(options):
+            # By the prompt, as the log names queries. Only wanted ones are kept: a benchmark may have a hundred thousand.
             if (key := prompt_id(query.prompt)) in wanted:
                 found.setdefault(key, Reference(query.task, query.reference, query.split))
     return found
@@ -98,6 +100,7 @@ def read_references(path: str, config: RunConfig) -> dict[str, Reference]:
     found: dict[str, Reference] = {}
     for record in read_file("references", Path(path).expanduser()):
         key, reference = _key(record), _reference(record, config)
+        # The same row twice does no harm.
         if found.setdefault(key, reference) != reference:
             raise TaskError(f"{record.where}: this query has another reference in a row before. Remove one.")
     if not found:
@@ -116,6 +119,7 @@ def _key(record: Record) -> str:
 def _reference(record: Record, config: RunConfig) -> Reference:
     task = _task(record, config)
     value = record.value("reference")
+    # A column of text may hold an object as JSON. What parses as anything else stays the text it is: graders compare "18", not 18.
     parsed = _parsed(value) if isinstance(value, str) else value
     if value is None or value == "":
         raise TaskError(f"{record.where}: `reference` is missing; there is only {sorted(record.fields)}.")
@@ -154,5 +158,6 @@ def _parsed(text: str) -> Any:
 
 
 def _query(drawn: dict[str, Any], reference: Reference, config: RunConfig) -> dict[str, Any]:
+    # Hashed, so that a query which comes again in a later round lies in the same split.
     split = reference.split or draw_split(drawn["prompt"], config.relabel.splits)
     return {**drawn, "task": reference.task, "split": split, "reference": reference.reference}

@@ -51,6 +51,7 @@ def run_relabel(
     if new == in_service:
         raise ConfigError(f"{new}, the router of the round {name}, is in service already. Begin another round: --name.")
     round_store, folded = RoundStore(store.root, name), FoldedStore(store.root, name)
+    # With all columns: the draw reads the prompts alone, and folding would miss the others after hours of sampling.
     store.labels().require()
 
     yield run_draw(config, store, round_store, limit=limit, force=force)
@@ -59,11 +60,13 @@ def run_relabel(
         yield from run_sampling(at_low_priority(config), round_store, models=[key], force=force)
     yield from run_grading(config, round_store, force=force)
     yield run_labeling(config, round_store, force=force)
+    # The router is costly and would be refused with other labels. It is the round's own and not in service, so it is made again.
     folding = run_fold(config, store, round_store, force=force)
     yield folding
     labels, training = round_store.folded(), training_config(config, store, in_service, design)
     anew = force or folding["action"] == "run" or is_of_other_labels(round_store.router(design), labels)
     trained = run_training(training, round_store, labels=labels, designs=[design], force=anew)
+    # The stage was told of a design and of the round's folder; what people look for is the router's name in the run's routers/.
     yield {**trained, "path": folded.router(new).path, "routers": [new]}
     yield run_scoring(config, folded, designs=[in_service, new], force=force)
     yield run_comparison(config, store, folded, new, serve_file, force=force)
@@ -77,6 +80,7 @@ def at_low_priority(config: RunConfig) -> RunConfig:
         node_resource = model.node_resource if relabel.node_resource is None else relabel.node_resource
         changes: dict[str, object] = {"replicas": relabel.replicas, "node_resource": node_resource}
         if isinstance(model, OpenAIModelConfig):
+            # Never more than the model's own limit, which its owner set for all callers.
             changes["max_concurrency"] = min(model.max_concurrency, relabel.max_concurrency)
         models[key] = model.model_copy(update=changes)
     num_samples = relabel.num_samples or config.sampling.num_samples
@@ -89,6 +93,7 @@ def training_config(config: RunConfig, store: ArtifactStore, in_service: str, de
     changes: dict[str, object] = {"designs": [design]}
     if config.relabel.warm_start and isinstance(store.filesystem, pafs.LocalFileSystem):
         path = store.router(in_service).path
+        # tokenizer None: the router's folder has its own, and one of the config could number tokens otherwise than it learned.
         changes["backbone"] = config.router.backbone.model_copy(update={"path": path, "tokenizer": None})
     elif config.relabel.warm_start:
         logger.info(

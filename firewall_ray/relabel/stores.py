@@ -14,6 +14,7 @@ from firewall_ray.store.layout import ArtifactStore
 
 FOLDER = "relabel"
 DRAWN = pa.schema([QUERIES.field(name) for name in ("query_id", "question", "prompt")])
+# What messages tell the user to run: the stages' own jobs know nothing of rounds.
 MADE_BY = "python jobs/relabel.py"
 
 
@@ -28,6 +29,7 @@ class RoundStore(ArtifactStore):
     def __init__(self, root: str, name: str) -> None:
         super().__init__(root)
         self.name = name
+        # With another base every dataset of the stages lies in the round's folder, without a word about it in the stages.
         self.run_base = self.base
         self.base = f"{self.run_base}/{FOLDER}/{name}"
 
@@ -63,6 +65,7 @@ class FoldedStore(RoundStore):
 def router_name(design: str, name: str) -> str:
     """What the router of round `name` is called, in routers/ and in Serve's `user_config`. Raises ConfigError."""
     try:
+        # Twice: `name` is a folder too, and begins with what a design's prefix would hide, such as a dot.
         TypeAdapter(Name).validate_python(name)
         return TypeAdapter(Name).validate_python(f"{design}-{name}")
     except ValidationError as e:
