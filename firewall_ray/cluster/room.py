@@ -135,17 +135,19 @@ def said_while_waiting(need: Need, begun: Callable[[], bool]) -> Iterator[None]:
 
 def _say(need: Need, begun: Callable[[], bool], ended: threading.Event) -> None:
     since = time.monotonic()
-    pause_s, said = FIRST_WORD_AFTER_S, False
+    pause_s, said, is_over = FIRST_WORD_AFTER_S, False, False
     next_word_at = since + pause_s
-    # Looked at more often than talked about: that it has begun should be said soon.
-    while not ended.wait(min(pause_s, 2.0)):
+    while not is_over:
+        # Looked at more often than talked about: that it has begun should be said soon. Once more after the end, since the body
+        # may have seen it first.
+        is_over = ended.wait(min(pause_s, 2.0))
         waited_s = time.monotonic() - since
         try:
             if begun():
                 if said:
                     logger.info("%s began after %.0f s of waiting.", need.what, waited_s)
                 return
-            if time.monotonic() < next_word_at:
+            if is_over or time.monotonic() < next_word_at:
                 continue
             words = shortage(need)
         except Exception as e:  # words only; whatever fails here must not disturb the stage

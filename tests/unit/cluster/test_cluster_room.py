@@ -91,6 +91,22 @@ def test_a_wait_is_said_with_what_is_waited_for_again_and_until_it_ends(
     assert "takes 1 x (4 GPU, 5 CPU), each on one node. Free now: 1 x (0 GPU, 96 CPU); in all: 1 x (8 GPU, 96 CPU)." in caplog.text
 
 
+def test_a_beginning_that_the_body_sees_first_is_said_too(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(room, "FIRST_WORD_AFTER_S", 0.3)
+    nodes.add({"GPU": 8.0, "CPU": 96.0}, {"CPU": 96.0})
+    begun = threading.Event()
+    with caplog.at_level(logging.INFO, logger="firewall_ray"):
+        with said_while_waiting(NEED, begun.is_set):
+            deadline = time.monotonic() + 20
+            while "waiting for room" not in caplog.text:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            begun.set()  # and the body ends before the next look
+        assert "models.strong: an engine began after" in caplog.text
+
+
 def test_what_begins_at_once_is_not_talked_about(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
