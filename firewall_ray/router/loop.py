@@ -21,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.train
-import ray.train.v2._internal.execution.context
 import torch
 import torch.distributed as dist
 from pyarrow import fs as pafs

@@ -5,6 +5,7 @@ when it is an object store.
 """
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -85,6 +86,8 @@ class TrainingMonitor:
     def __exit__(self, *_: object) -> None:
         self.publish()
         self.writer.close()
+        if self.remote:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         for name, value in numbers.items():
