@@ -87,10 +87,28 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 300) -> Any:
     raise TimeoutError("waited in vain")
 
 
+PROGRESS: dict[str, Any] = {}  # of `trained`, as its watch left it
+
+
 @pytest.fixture(scope="module")
 def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, ArtifactStore, dict[str, Any]]:
+    @contextmanager
+    def watched(stage: str, totals: dict[str, int], done: dict[str, int]) -> Iterator[Any]:
+        with watch(stage, totals, done) as counter:
+            yield counter
+            PROGRESS.update(totals=totals, done=done, sums=ray.get(counter.read.remote())[0])
+
     config, store = prepared(tmp_path_factory.mktemp("run"), epochs=6)
-    return config, store, run_training(config, store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("firewall_ray.stages.train_router.watch", watched)
+        return config, store, run_training(config, store)
+
+
+def test_progress_counts_every_row_of_training_and_validation(trained: Any) -> None:
+    # 301 rows over two workers leave one out; 41 more are validated on: 6 x (300 + 41) of each design.
+    assert PROGRESS["totals"] == {"soft_block": 2_046, "weak_pass_rate": 2_046}
+    assert {design: sums["rows"] for design, sums in PROGRESS["sums"].items()} == PROGRESS["totals"]
+    assert PROGRESS["done"] == {}
 
 
 def test_training_leaves_a_hugging_face_folder_for_every_design(trained: Any) -> None:
@@ -231,7 +249,7 @@ def test_a_killed_driver_goes_on_where_it_stopped_with_other_workers_too(ray_clu
     assert len(load_card(store.router("hard_label")).history) == 6
 
 
-def test_a_training_that_waits_for_other_jobs_says_what_it_waits_for(
+def test_few_rows_and_a_causal_backbone_train_with_zero_3_too_and_a_wait_for_other_jobs_is_said(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(room, "FIRST_WORD_AFTER_S", 1.0)
@@ -243,7 +261,10 @@ def test_a_training_that_waits_for_other_jobs_says_what_it_waits_for(
         wait_for(lambda: "waiting for room" in caplog.text)
         remove_placement_group(others)
 
-    config, store = prepared(tmp_path, 12, 7, designs=["soft_block"], epochs=1, batch_size=12)
+    backbone = {"path": "quickstart/models/weak"}
+    # 12 rows are less than one batch: they must not be dropped as an incomplete one.
+    router = {"designs": ["soft_block"], "epochs": 1, "batch_size": 48, "zero_stage": 3, "backbone": backbone}
+    config, store = prepared(tmp_path, 12, 7, **router)
     thread = threading.Thread(target=give_way)
     with caplog.at_level("INFO", logger="firewall_ray"):
         thread.start()
@@ -251,34 +272,6 @@ def test_a_training_that_waits_for_other_jobs_says_what_it_waits_for(
         thread.join()
     assert "router: training takes 2 x (1 CPU), each on one node. Free now: 1 x (1 CPU); in all: 1 x (8 CPU)." in caplog.text
     assert "router: training began after" in caplog.text
-
-
-def test_progress_counts_every_row_of_training_and_validation(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: dict[str, Any] = {}
-
-    @contextmanager
-    def watched(stage: str, totals: dict[str, int], done: dict[str, int]) -> Iterator[Any]:
-        with watch(stage, totals, done) as counter:
-            yield counter
-            seen.update(totals=totals, done=done, sums=ray.get(counter.read.remote())[0])
-
-    monkeypatch.setattr("firewall_ray.stages.train_router.watch", watched)
-    config, store = prepared(tmp_path, 31, 7, designs=["soft_block", "hard_label"], epochs=2, batch_size=12)
-    run_training(config, store)
-    # 31 rows over two workers leave one out; 7 more are validated on: 2 x (30 + 7) of each design.
-    assert seen["totals"] == {"soft_block": 74, "hard_label": 74}
-    assert {design: sums["rows"] for design, sums in seen["sums"].items()} == seen["totals"]
-    assert seen["done"] == {}
-
-
-def test_few_rows_and_a_causal_backbone_train_with_zero_3_too(ray_cluster: None, tmp_path: Path) -> None:
-    backbone = {"path": "quickstart/models/weak"}
-    # 12 rows are less than one batch: they must not be dropped as an incomplete one.
-    router = {"designs": ["soft_block"], "epochs": 1, "batch_size": 48, "zero_stage": 3, "backbone": backbone}
-    config, store = prepared(tmp_path, 12, 7, **router)
-    run_training(config, store)
     card = load_card(store.router("soft_block"))
     assert card.num_train == 12
     assert card.validation["bce"].value == pytest.approx(card.history[0].validation_bce, abs=1e-4)

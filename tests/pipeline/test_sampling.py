@@ -113,15 +113,22 @@ def test_greedy_answers_and_margins_are_those_of_transformers(sampled: ArtifactS
             assert row["greedy_text"].split()[:1] == tokenizer.decode(output, skip_special_tokens=True).split()[:1]
 
 
-def test_more_queries_sample_only_the_new_ones_and_the_same_ones_none(ray_cluster: None, tmp_path: Path) -> None:
+def test_only_new_queries_are_sampled_and_with_retry_errors_the_failed_ones(ray_cluster: None, tmp_path: Path) -> None:
     config, store = prepared(tmp_path, 90, batch_size=16)
     (first,) = run_sampling(config, store, models=["weak"], limit=40)
-    before = {path: Path(path).read_bytes() for path in store.samples("weak").files()}
-    assert len(before) == 1
-    (second,) = run_sampling(config, store, models=["weak"])
-    assert (first["num_rows"], second["num_rows"], second["action"]) == (40, 90, "resume")
-    assert all(Path(path).read_bytes() == content for path, content in before.items())
-    (third,) = run_sampling(config, store, models=["weak"])
+    samples = store.samples("weak")
+    (path,) = samples.files()
+    rows = samples.read().to_pylist()
+    failed = [dict.fromkeys(rows[3]) | {key: rows[3][key] for key in ("query_id", "task", "model")} | {"error": "HTTP 503"}]
+    pq.write_table(pa.Table.from_pylist(rows[:3] + failed + rows[4:], schema=samples.schema), path)
+    assert run_sampling(config, store, models=["weak"], limit=40)[0]["action"] == "skip"
+
+    (second,) = run_sampling(config, store, models=["weak"], retry_errors=True)
+    assert (first["num_rows"], second["num_rows"], second["num_errors"], second["action"]) == (40, 90, 0, "resume")
+    assert second["num_rows_made"] == 51
+    again = {row["query_id"]: row["texts"] for row in store.samples("weak").read().to_pylist()}
+    assert {row["query_id"] for row in rows if again[row["query_id"]] != row["texts"]} <= {rows[3]["query_id"]}
+    (third,) = run_sampling(config, store, models=["weak"], retry_errors=True)
     assert third["action"] == "skip"
 
     changed = RunConfig.model_validate(settings(tmp_path, 90, batch_size=16, temperature=0.5))
@@ -181,24 +188,6 @@ def test_a_killed_driver_leaves_work_that_the_next_run_completes(tmp_path: Path)
     after = {row["query_id"]: row["texts"] for row in rows}
     assert before.items() <= after.items()  # what was done was not done again
     assert len(store.samples("weak").files()) == 1
-
-
-def test_retry_errors_samples_the_failed_rows_again_and_pays_for_no_other(ray_cluster: None, tmp_path: Path) -> None:
-    config, store = prepared(tmp_path, 12)
-    run_sampling(config, store, models=["weak"])
-    samples = store.samples("weak")
-    (path,) = samples.files()
-    rows = samples.read().to_pylist()
-    texts = {row["query_id"]: row["texts"] for row in rows}
-    failed = [dict.fromkeys(rows[3]) | {key: rows[3][key] for key in ("query_id", "task", "model")} | {"error": "HTTP 503"}]
-    pq.write_table(pa.Table.from_pylist(rows[:3] + failed + rows[4:], schema=samples.schema), path)
-    assert run_sampling(config, store, models=["weak"])[0]["action"] == "skip"
-
-    (result,) = run_sampling(config, store, models=["weak"], retry_errors=True)
-    assert (result["action"], result["num_rows"], result["num_errors"]) == ("resume", 12, 0)
-    again = {row["query_id"]: row["texts"] for row in store.samples("weak").read().to_pylist()}
-    assert again.keys() == texts.keys()
-    assert {key for key in texts if again[key] != texts[key]} <= {rows[3]["query_id"]}
 
 
 def test_a_prompt_longer_than_the_context_is_named_before_an_engine_starts(ray_cluster: None, tmp_path: Path) -> None:
