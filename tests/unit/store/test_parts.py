@@ -76,15 +76,18 @@ def test_a_row_waits_for_a_tenth_of_the_time_so_far_and_thirty_seconds_at_most(
         writer.tick()
         return len(parts_of(dataset).files())
 
-    clock[0] = 100.0  # the engines have loaded: 100 s
+    clock[0] = 100.0  # the engines have loaded, which is no work that a kill would lose
     writer.add(rows(["a"]))
-    assert written_after(9.9) == 0  # 109.9 s / 10 = 10.99 s may wait
-    assert written_after(1.1) == 0  # 11.0 s old, 111.0 s / 10 = 11.1 s
-    assert written_after(0.2) == 1  # 11.2 s old, 11.12 s may wait
+    assert written_after(0.9) == 0
+    assert written_after(0.2) == 1  # MIN_AGE_S
+    clock[0] = 200.0  # 100 s after the first row
+    writer.add(rows(["c"]))
+    assert written_after(10.9) == 1  # 10.9 s old, 110.9 s / 10 = 11.09 s may wait
+    assert written_after(0.3) == 2  # 11.2 s old, 11.12 s may wait
     clock[0] = 1_000.0
     writer.add(rows(["b"]))
-    assert written_after(29.9) == 1
-    assert written_after(0.2) == 2  # MAX_AGE_S
+    assert written_after(29.9) == 2
+    assert written_after(0.2) == 3  # MAX_AGE_S
 
 
 def test_a_part_is_written_when_enough_rows_or_bytes_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
