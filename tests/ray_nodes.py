@@ -29,7 +29,6 @@ Node = Any  # ray._private.node.Node
 class Actor(NamedTuple):
     """As the head's table has it, which Ray's state API reads. state: ALIVE, RESTARTING, DEAD, ...; name: "" where it has none."""
 
-    id: str
     class_name: str
     name: str
     state: str
@@ -67,7 +66,6 @@ class RayNodes:
         rows = [ActorTableData.FromString(row) for row in table]
         return [
             Actor(
-                row.actor_id.hex(),
                 row.class_name,
                 row.name,
                 ActorTableData.ActorState.Name(row.state),
