@@ -12,8 +12,6 @@ import typer
 from firewall_ray.cli import ConfigOption, RootOption, SetOption, job, run
 from firewall_ray.cluster.display import console
 from firewall_ray.config.serve_file import ServeFile
-from firewall_ray.relabel.comparison import SERVE_FILE, load_comparison, verdict
-from firewall_ray.relabel.run import run_relabel
 from firewall_ray.relabel.stores import FOLDER, FoldedStore
 from firewall_ray.schemas import LABEL_DESIGNS
 from serve_app.deploy import SERVE_CONFIG, read_serve_config
@@ -56,6 +54,10 @@ def main(
     # The round's own folder, and its router whichever design that is of. Who samples, grades or reports need not wait for it.
     writes = [f"{FOLDER}/{name}", *(f"routers/{design}-{name}" for design in LABEL_DESIGNS)]
     with job("relabel", config, root, set_, needs_ray=True, reads=reads, writes=writes) as context:
+        # Seconds to import, which --help need not wait for.
+        from firewall_ray.relabel.comparison import SERVE_FILE, load_comparison, verdict
+        from firewall_ray.relabel.run import run_relabel
+
         serve_file = ServeFile(read_serve_config(serve_config), context.config)
         for result in run_relabel(context.config, context.store, name, serve_file, limit=limit, references=references, force=force):
             context.report(result)
