@@ -111,8 +111,8 @@ def test_a_client_that_leaves_frees_its_place_and_the_model(served: Served, stre
     url = f"{served.url}/v1/completions"
     if streams:
         with httpx.stream("POST", url, json=body, timeout=60) as response:
-            assert next(response.iter_raw())
-            assert num_ongoing("ModelServer:weak") == 1
+            assert (response.status_code, bool(next(response.iter_raw()))) == (200, True)
+            wait_until(lambda: num_ongoing("ModelServer:weak") == 1, "the replica is at work", timeout_s=15)
     else:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url, json=body, timeout=httpx.Timeout(60, read=3))
