@@ -4,6 +4,7 @@
 #   make serve         its router and models behind an OpenAI-compatible endpoint on this machine, after make quickstart
 #   make paper         the paper's tables and figures in miniature, about eleven minutes on 2 cores
 #   make test          all tests            make test-quick   those without Ray, vLLM and DeepSpeed
+#   make test-long     a run killed ten times, which make test leaves out
 #   make lint          ruff and mypy        make bench        the benchmarks, each against its bound
 #   make bench-serving the endpoint against ray.serve.llm's own, and what runs the router, after make quickstart
 #   make models        train the quickstart's language models again, from scratch
@@ -14,7 +15,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 TORCH := $(shell grep '^torch==' requirements/cpu.txt)
 CONFIG ?= jobs/configs/quickstart.yaml
 
-.PHONY: quickstart serve paper test test-quick lint format bench bench-serving models clean
+.PHONY: quickstart serve paper test test-quick test-long lint format bench bench-serving models clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run
@@ -28,7 +29,11 @@ paper: .venv/run
 
 # The quick ones on every core; the others, which start Ray and engines and want the machine, one after the other.
 test: test-quick
-	$(BIN)/pytest -m slow --durations 20
+	$(BIN)/pytest -m "slow and not long" --durations 20
+
+# Ten kills over a whole run: minutes of killing and starting again.
+test-long: .venv/dev
+	$(BIN)/pytest -m long
 
 test-quick: .venv/dev
 	$(BIN)/pytest -m "not slow" --numprocesses auto --dist worksteal

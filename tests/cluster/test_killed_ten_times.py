@@ -24,7 +24,7 @@ from firewall_ray.router.card import load_card
 from firewall_ray.stages.prepare_queries import run_prepare_queries
 from firewall_ray.store.layout import ArtifactStore
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SEED = 10
 KINDS = ("driver", "actor", "node")
@@ -198,6 +198,7 @@ def scores(store: ArtifactStore) -> dict[str, float]:
     return {query_id: row["p_weak"] for query_id, row in sorted(rows.items())}
 
 
+@pytest.mark.timeout(2_400)
 def test_ten_kills_change_neither_rows_nor_scores(machines: Machines, tmp_path: Path) -> None:
     jobs = Jobs(machines, tmp_path, random.Random(SEED))
     quiet, shaken = write_config(tmp_path / "quiet"), write_config(tmp_path / "shaken")
