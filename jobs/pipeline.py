@@ -26,6 +26,8 @@ def main(
     """Run every stage in order: queries -> samples -> grades -> labels -> routers -> scores -> report.
 
     Finished stages are skipped, killed ones go on where they stopped. --limit applies to the queries, and so to all stages.
+    --retry-errors changes labels: where routers were trained on the old ones, the run stops there unless --from train_router
+    is given too.
     """
     # Without `writes` it claims all of ROOT: its stages use every folder.
     with job("pipeline", config, root, set_, needs_ray=True) as context:
