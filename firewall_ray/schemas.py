@@ -9,6 +9,9 @@ import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
 
+# Of a sample. no_answer: there is nothing to read in it. truncated: cut off by the limit of tokens, and not right as far as it goes.
+VERDICTS = ("right", "wrong", "no_answer", "truncated")
+
 QUERIES = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),  # stable: a hash of task and question, see tasks/base.py

@@ -69,3 +69,18 @@ class Task(ABC):
         `reference` is the query's, parsed. `options` is the config's section `grading.<task>`, empty where there is none. Equal
         completions of a query are graded once. Raises SystemFailure where this machine can grade nothing at all.
         """
+
+    def has_answer(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        """Is there anything in the completion that this task's grader can read as an answer, right or not?"""
+        return bool(completion.strip())
+
+    def verdict(
+        self, completion: str, finish_reason: str | None, reference: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> str:
+        """One of `schemas.VERDICTS`. finish_reason: "length" where the limit of tokens cut the completion off."""
+        if self.grade(completion, reference, options):
+            return "right"
+        # Before "no answer": a longer limit might have brought one.
+        if finish_reason == "length":
+            return "truncated"
+        return "wrong" if self.has_answer(completion, reference, options) else "no_answer"
