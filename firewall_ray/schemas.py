@@ -9,7 +9,7 @@ import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
 
-# Of a sample. no_answer: there is nothing to read in it. truncated: cut off by the limit of tokens, and not right as far as it goes.
+# Of a sample. no_answer: there is nothing to read in it. truncated: cut off by the limit of tokens, and not right so far.
 VERDICTS = ("right", "wrong", "no_answer", "truncated")
 
 QUERIES = pa.schema(

@@ -74,9 +74,7 @@ class Task(ABC):
         """Is there anything in the completion that this task's grader can read as an answer, right or not?"""
         return bool(completion.strip())
 
-    def verdict(
-        self, completion: str, finish_reason: str | None, reference: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> str:
+    def verdict(self, completion: str, finish_reason: str | None, reference: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         """One of `schemas.VERDICTS`. finish_reason: "length" where the limit of tokens cut the completion off."""
         if self.grade(completion, reference, options):
             return "right"
