@@ -1,20 +1,43 @@
 """The sections `models` and `sampling`: which models there are, what runs them, how they are sampled."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from firewall_ray.config.base import NodeGroupConfig, Positive, ReplicasConfig, Strict
+from firewall_ray.config.base import Name, NodeGroupConfig, Positive, ReplicasConfig, Strict
 from firewall_ray.config.http import BaseUrl, KeyVariable
 
 
-class VllmModelConfig(NodeGroupConfig):
+class AskedConfig(NodeGroupConfig):
+    """How a model is asked, sampled and served alike; see firewall_ray/engines/prompts.py."""
+
+    prompt: Literal["auto", "raw", "chat"] = Field(
+        "auto",
+        description="chat: the question as a user's message in the model's chat format, for instruct models. raw: the paper's "
+        "prompt, for base models. auto: chat where the tokenizer has a chat template, or where `api` is chat; the log says which.",
+    )
+    system_prompt: str | None = Field(None, description="Before the question, chat only. None: none, as in the paper.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="Of the chat template, such as {enable_thinking: false}. A server must know the field, as vLLM's does."
+    )
+    keep_trailing_space: bool = Field(
+        False,
+        description="raw only. The paper's prompt ends in a space, a token of its own to most tokenizers, after which a model "
+        "writes what begins with none: digits. True: send it all the same, to a model that was trained on such prompts.",
+    )
+
+
+class VllmModelConfig(AskedConfig):
     """A model that vLLM serves inside the cluster."""
 
     engine: Literal["vllm"] = "vllm"
     path: str = Field(description="A Hugging Face folder that every node sees, or a hub id.")
+    chat_template: str | None = Field(
+        None, description="Jinja, or a file of it, in place of the tokenizer's chat template. A base model is then asked by it too."
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="auto: as the checkpoint says. On a CPU without AVX-512 choose float32: bfloat16 is emulated there."
     )
@@ -35,13 +58,15 @@ class VllmModelConfig(NodeGroupConfig):
     )
 
 
-class OpenAIModelConfig(NodeGroupConfig):
+class OpenAIModelConfig(AskedConfig):
     """A model served elsewhere behind an OpenAI-compatible /v1/completions or /v1/chat/completions."""
 
     engine: Literal["openai"]
     base_url: BaseUrl = Field(description="Up to and including /v1.")
     model: str = Field(description="The id that the server knows the model by.")
-    api: Literal["completions", "chat"] = Field("completions", description="completions sends the paper's raw prompt.")
+    api: Literal["completions", "chat"] = Field(
+        "completions", description="completions sends raw prompts; chat messages. `prompt: chat` alone means api: chat."
+    )
     api_key_env: KeyVariable | None = Field(None, description="Name of the environment variable that holds the key. None: no key.")
     max_concurrency: Positive = Field(32, description="Requests in flight per actor; stay below the server's rate limit.")
     timeout_s: float = Field(120, gt=0, description="For one request, all its samples included.")
@@ -67,6 +92,15 @@ class OpenAIModelConfig(NodeGroupConfig):
     num_cpus: float = Field(0.1, gt=0, description="CPUs an actor reserves; it only waits on the network.")
     replicas: ReplicasConfig = ReplicasConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_chat_needs_the_chat_api(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("prompt") == "chat":
+            if value.get("api", "chat") != "chat":
+                raise ValueError("prompt: chat cannot be sent to /completions; leave `api` out, or set it to chat")
+            return {**value, "api": "chat"}
+        return value
+
 
 # discriminator: a wrong field is then reported for the engine that was named, not once for each engine.
 ModelConfig = Annotated[VllmModelConfig | OpenAIModelConfig, Field(discriminator="engine")]
@@ -81,8 +115,17 @@ class SamplingConfig(Strict):
         description="Not in the paper. 1.0 samples the model's own distribution, so a pass rate estimates a probability.",
     )
     top_p: float = Field(1.0, gt=0, le=1, description="Not in the paper. 1.0 for the same reason.")
-    max_tokens: Positive | None = Field(None, description="Of a completion. None: the task's own limit.")
-    stop: list[str] | None = Field(None, description="Stop strings. None: the task's own.")
+    max_tokens: Positive | dict[Name, Positive] | None = Field(
+        None, description="Of a completion: one limit, or a limit by task. None: the task's own, which is larger for a chat answer."
+    )
+    extend_truncated: Positive | None = Field(
+        None,
+        description="Tokens. After grading, queries with a sample that was cut off and is not right are sampled again, all n, with "
+        "this limit. None: a cut off answer stays as it is.",
+    )
+    stop: list[str] | None = Field(
+        None, description="Stop strings. None: the task's own; in a chat none, since a chat model ends itself."
+    )
     seed: int = Field(0, description="Seeds the engines. Runs repeat on one engine; with several the rows move between them.")
     batch_size: Positive = Field(
         64, description="Queries handed to an engine at once, and the rows a kill can lose. Larger keeps the engine fuller."

@@ -44,13 +44,18 @@ NOT_CONTENT = frozenset(
     (
         *("engine", "api_key_env", "max_concurrency", "timeout_s", "max_attempts", "outage_s", "max_wait_s", "supports_n"),
         *("num_cpus", "replicas", "node_resource"),
+        *("prompt", "system_prompt", "chat_template_kwargs", "keep_trailing_space"),  # resolved, as `prompt`: see `sample_settings`
     )
 )
 
 
+# How every model was asked before there was a choice, and nothing was recorded of it.
+RAW_WITH_SPACE = {"format": "raw", "keep_trailing_space": True}
+
+
 def sample_settings(model: ModelConfig, spec: SamplingSpec) -> dict[str, Any]:
     """What a run of this model with these settings records."""
-    return {"model": _identity(model), "sampling": _settings(spec)}
+    return {"model": {**_identity(model), "prompt": spec.prompt.identity()}, "sampling": _settings(spec)}
 
 
 def merged(recorded: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +105,7 @@ def _settings(spec: SamplingSpec) -> dict[str, Any]:
 
 def _identity(model: ModelConfig) -> dict[str, Any]:
     if isinstance(model, VllmModelConfig):
+        # How it is asked stands beside it, see `sample_settings`.
         identity = {"path": model.path, "dtype": model.dtype, "max_model_len": model.max_model_len}
         return {**identity, "engine_kwargs": _content(model.engine_kwargs)}
     return model.model_dump(mode="json", exclude=set(NOT_CONTENT))
@@ -110,7 +116,7 @@ def _content(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_changes(key: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    there, here = dict(recorded), dict(wanted)
+    there, here = {"prompt": RAW_WITH_SPACE, **recorded}, dict(wanted)
     # vLLM gets `engine_kwargs` last, so what stands there is what counted, also of the fields that have a name of their own.
     arguments = [_content(each.pop("engine_kwargs", {})) for each in (there, here)]
     for name in sorted(arguments[0].keys() | arguments[1].keys()):

@@ -1,7 +1,8 @@
 """An OpenAI-compatible HTTP server as an engine: the same rows as vLLM's, for a model that is served elsewhere.
 
-Rows in: `query_id`, `task`, `prompt`. Rows out: `samples/`. Runs on each sampling actor, which only waits on the network:
-requests in flight are bounded by `max_concurrency`, and asked again where that may help (`http_patience.py`).
+Rows in: `query_id`, `task`, and `prompt` or `question` (see `prompts.py`). Rows out: `samples/`. Runs on each sampling actor, which
+only waits on the network: requests in flight are bounded by `max_concurrency`, and asked again where that may help
+(`http_patience.py`).
 
 What then still fails is one of two things. A query that the server cannot answer becomes a row with `error`. A server that
 cannot be reached, takes no more requests or refuses them all ends the job, resumable (`http_outage.py`).
@@ -25,6 +26,7 @@ from firewall_ray.engines.http_answers import CompletionError, answer_of, comple
 from firewall_ray.engines.http_dialect import Body, Dialect
 from firewall_ray.engines.http_outage import OF_ONE_QUERY, Outages
 from firewall_ray.engines.http_patience import Patience
+from firewall_ray.engines.prompts import Message
 from firewall_ray.engines.report import EngineReport
 from firewall_ray.engines.rows import Completion, SamplingSpec, error_row, sample_row, to_table
 from firewall_ray.errors import EngineDied
@@ -165,11 +167,18 @@ class OpenAISampler:
         if self._spec.stop[task]:
             body["stop"] = list(self._spec.stop[task])
         if self._config.api == "chat":
-            body["messages"] = [{"role": "user", "content": query["prompt"]}]
+            body["messages"] = self._messages(query)
+            if self._spec.prompt.template_kwargs:
+                body["chat_template_kwargs"] = dict(self._spec.prompt.template_kwargs)
         else:
-            body["prompt"] = query["prompt"]
+            body["prompt"] = self._spec.prompt.raw(query)
         # Five stop strings may be refused where two are taken, so their number is part of the kind.
         return await self._dialect.ask(f"{kind}, {len(self._spec.stop[task])} stop strings", body, self._post)
+
+    def _messages(self, query: Mapping[str, Any]) -> list[Message]:
+        prompt = self._spec.prompt
+        # prompt: raw, where a server has no /completions: the paper's prompt is the user's message.
+        return prompt.messages(query) if prompt.is_chat else [{"role": "user", "content": prompt.raw(query)}]
 
     async def _post(self, body: Body) -> dict[str, Any]:
         """Raises CompletionError and httpx.HTTPError once nothing helps, EngineDied where another query has found an outage."""

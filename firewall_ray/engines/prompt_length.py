@@ -5,27 +5,31 @@ only prompts long enough to matter are tokenized.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
 from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.engines.checkpoint import Checkpoint
-from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ModelError, TaskError
 from firewall_ray.store.joins import LocalRows
+
+if TYPE_CHECKING:  # which imports this module
+    from firewall_ray.engines.prompts import PromptFormat
 
 SPECIAL_TOKENS = 8  # room for what a tokenizer adds around a prompt
 
 
-def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, spec: SamplingSpec) -> None:
+def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, prompt: "PromptFormat") -> None:
     """Raises ModelError when the model cannot be found, TaskError naming the first query whose prompt leaves no room."""
     context = context_length(key, model)
-    tokenizer = None
-    for query in _suspects(queries, context):
+    tokenizer = load_tokenizer(key, model) if prompt.is_chat else None
+    # What a template writes around every question, a system prompt included.
+    around = len(prompt.token_ids(tokenizer, {"question": ""})) if tokenizer is not None else SPECIAL_TOKENS
+    for query in _suspects(queries, prompt.column, context - around):
         if tokenizer is None:
             tokenizer = load_tokenizer(key, model)
-        num_tokens = len(tokenizer(query["prompt"])["input_ids"])
+        num_tokens = len(prompt.token_ids(tokenizer, query))
         # A prompt of exactly the context leaves no room for the first token of an answer.
         if num_tokens >= context:
             raise TaskError(
@@ -35,11 +39,11 @@ def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, s
             )
 
 
-def _suspects(queries: LocalRows, context: int) -> Iterator[dict[str, Any]]:
-    for batch in queries.batches(["query_id", "task", "prompt"]):
+def _suspects(queries: LocalRows, column: str, room: int) -> Iterator[dict[str, Any]]:
+    for batch in queries.batches(["query_id", "task", column]):
         # int32, (num_rows,).
-        num_bytes = pc.binary_length(batch["prompt"])
-        yield from batch.filter(pc.greater(num_bytes, context - SPECIAL_TOKENS)).to_pylist()
+        num_bytes = pc.binary_length(batch[column])
+        yield from batch.filter(pc.greater(num_bytes, room)).to_pylist()
 
 
 def context_length(key: str, model: VllmModelConfig) -> int:

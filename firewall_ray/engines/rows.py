@@ -4,14 +4,15 @@ Runs on the sampling actors.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.schemas import SAMPLES
 
-INPUT_COLUMNS = ["query_id", "task", "prompt"]
+INPUT_COLUMNS = ["query_id", "task"]  # and the one that the prompt is made of, `PromptFormat.column`
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class SamplingSpec:
     seed: int
     stop: Mapping[str, tuple[str, ...]]
     max_tokens: Mapping[str, int]
+    prompt: PromptFormat = field(default_factory=PromptFormat)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """vLLM on a Ray Data actor: n samples and the greedy answer of every query, continuously batched.
 
-Rows in: `query_id`, `task`, `prompt`. Rows out: `samples/`. Runs on each sampling actor.
+Rows in: `query_id`, `task`, and `prompt` or `question` (see `prompts.py`). Rows out: `samples/`. Runs on each sampling actor.
 
 Each query is two requests: one with `n` samples, which share the prefill, and a greedy one whose first token's top-2
 probabilities give the margin. Several Ray Data batches are in flight on an actor at once (`num_batches_in_flight`) and all
@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.engines.orphans import core_ends_with_actor
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.engines.report import EngineReport
 from firewall_ray.engines.rows import Completion, SamplingSpec, error_row, sample_row, to_table
 from firewall_ray.engines.vllm_progress import EngineMeter, phases_told
@@ -42,7 +43,7 @@ class VllmSampler:
         queries = batch.to_pylist()
         # The greedy requests of a batch follow its sampled ones: vLLM gathers logprobs for a whole step as soon as one of
         # its sequences asks for them, so those sequences should sit in the same steps.
-        inputs = [self._engine.render(query["prompt"]) for query in queries]
+        inputs = [self._engine.render(query) for query in queries]
         sampled = [self._engine.submit(i, self._params[q["task"]][0]) for i, q in zip(inputs, queries, strict=True)]
         greedy = [self._engine.submit(i, self._params[q["task"]][1]) for i, q in zip(inputs, queries, strict=True)]
         rows = await asyncio.gather(*(self._row(*args) for args in zip(queries, sampled, greedy, strict=True)))
@@ -82,6 +83,15 @@ def sampling_params(spec: SamplingSpec, task: str) -> tuple[Any, Any]:
     return sampled, SamplingParams(n=1, temperature=0.0, logprobs=2, **common)
 
 
+def chat_params(prompt: PromptFormat) -> Any:
+    """vLLM's, with what its server adds to a request that says nothing of its own."""
+    from vllm.renderers import ChatParams
+
+    # The model's turn comes next: without this the template would end after the question.
+    kwargs = {"add_generation_prompt": True, **prompt.template_kwargs}
+    return ChatParams(chat_template=prompt.template, chat_template_kwargs=kwargs)
+
+
 def top2_margin(logprobs: list[Mapping[int, Any]] | None) -> float | None:
     """p1 - p2 of the first generated token, in [0, 1] (margin sampling). None when nothing was generated."""
     if not logprobs:
@@ -104,6 +114,8 @@ class EngineThread:
     def __init__(self, config: VllmModelConfig, spec: SamplingSpec, report: EngineReport) -> None:
         report.state("loading the model")
         self._engine = start_engine(config, spec.seed, report)
+        self._format = spec.prompt
+        self._chat_params = chat_params(spec.prompt) if spec.prompt.is_chat else None
         self._meter = EngineMeter(self._engine, spec.num_samples + 1, report)
         report.state("waiting for its first batch")
         from vllm.exceptions import VLLMClientError
@@ -113,10 +125,14 @@ class EngineThread:
         self._waiting: dict[str, Future[Any]] = {}
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
-    def render(self, prompt: str) -> Any:
-        """The prompt as the engine takes it, tokenized once for both of its requests; the exception when it cannot be."""
+    def render(self, query: Mapping[str, Any]) -> Any:
+        """The query as the engine takes it, tokenized once for both of its requests; the exception when it cannot be."""
         try:
-            return self._engine.renderer.render_cmpl([{"prompt": prompt}])[0]
+            if self._chat_params is None:
+                return self._engine.renderer.render_cmpl([{"prompt": self._format.raw(query)}])[0]
+            # By vLLM's own renderer, as the served model's chats are.
+            _, prompts = self._engine.renderer.render_chat([self._format.messages(query)], self._chat_params)
+            return prompts[0]
         except self._refusals as e:
             return e
 

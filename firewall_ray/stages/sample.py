@@ -6,7 +6,7 @@ only the new ones.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -20,6 +20,7 @@ from firewall_ray.engines.identity import merged, same_samples, sample_settings
 from firewall_ray.engines.openai import OpenAISampler, api_key
 from firewall_ray.engines.placement import engine_resources, release_placement_groups
 from firewall_ray.engines.prompt_length import check_prompt_lengths
+from firewall_ray.engines.prompts import PromptFormat, prompt_format
 from firewall_ray.engines.room import check_room, engine_need
 from firewall_ray.engines.rows import INPUT_COLUMNS, SamplingSpec, error_row
 from firewall_ray.engines.vllm import VllmSampler
@@ -57,8 +58,7 @@ def run_sampling(
         if key not in config.models:
             raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")
     queries = read_queries(store, limit)
-    spec = sampling_spec(config, tasks_of(queries))
-    jobs = [SamplingJob(config, store, key, queries, spec, force=force, retry_errors=retry_errors) for key in keys]
+    jobs = [SamplingJob(config, store, key, queries, force=force, retry_errors=retry_errors) for key in keys]
     pending = [job for job in jobs if job.output.is_wanted]
     for job in pending:  # all of them before the first engine starts: what is wrong shows at once
         job.check()
@@ -72,17 +72,34 @@ def run_sampling(
     return [job.output.result() for job in jobs]
 
 
-def sampling_spec(config: RunConfig, tasks: set[str]) -> SamplingSpec:
-    """The sampling settings with each task's own `stop` and `max_tokens` where the config leaves them open."""
+def sampling_spec(config: RunConfig, tasks: set[str], prompt: PromptFormat) -> SamplingSpec:
+    """The sampling settings with each task's own `stop` and `max_tokens` where the config leaves them open.
+
+    Raises ConfigError for a limit of a task that is not there.
+    """
     sampling, known = config.sampling, known_tasks(config.queries.custom_tasks())
+    said = sampling.max_tokens if isinstance(sampling.max_tokens, Mapping) else dict.fromkeys(tasks, sampling.max_tokens)
+    for task in said:
+        get_task(task, known)  # raises where there is none of this name
+
+    def max_tokens(name: str) -> int:
+        task = get_task(name, known)
+        return said.get(name) or (task.chat_max_tokens if prompt.is_chat else task.max_tokens)
+
+    def stop(name: str) -> tuple[str, ...]:
+        # A chat model ends its turn itself; a base model's stop strings would cut a list, a header or a fence.
+        own = () if prompt.is_chat else get_task(name, known).stop
+        # `is None`: an empty list in the config means no stop strings at all.
+        return tuple(own if sampling.stop is None else sampling.stop)
+
     return SamplingSpec(
         num_samples=sampling.num_samples,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=sampling.seed,
-        # By task. `is None`: an empty list in the config means no stop strings at all.
-        stop={t: tuple(get_task(t, known).stop if sampling.stop is None else sampling.stop) for t in sorted(tasks)},
-        max_tokens={t: sampling.max_tokens or get_task(t, known).max_tokens for t in sorted(tasks)},
+        stop={name: stop(name) for name in sorted(tasks)},
+        max_tokens={name: max_tokens(name) for name in sorted(tasks)},
+        prompt=prompt,
     )
 
 
@@ -95,7 +112,6 @@ class SamplingJob:
         store: ArtifactStore,
         key: str,
         queries: LocalRows,
-        spec: SamplingSpec,
         *,
         force: bool,
         retry_errors: bool,
@@ -104,14 +120,15 @@ class SamplingJob:
         self.key = key
         self.model = config.models[key]
         self.queries = queries
-        self.spec = spec
         self.samples = store.samples(key)
-        settings = sample_settings(self.model, spec)
+        recorded = (self.samples.settings() or {}).get("model", {}).get("prompt")
+        self.spec = sampling_spec(config, tasks_of(queries), prompt_format(key, self.model, recorded))
+        settings = sample_settings(self.model, self.spec)
         self.map = ActorMap(
             key=key,
             output=self.samples,
             rows=queries,
-            columns=INPUT_COLUMNS,
+            columns=[*INPUT_COLUMNS, self.spec.prompt.column],
             actor=VllmSampler if isinstance(self.model, VllmModelConfig) else OpenAISampler,
             arguments=self._engine_arguments(),
             pool=self._pool(),
@@ -133,7 +150,7 @@ class SamplingJob:
         """What can be known to be wrong before an engine starts."""
         check_room(self.key, self.model)
         if isinstance(self.model, VllmModelConfig):
-            check_prompt_lengths(self.key, self.model, self.queries, self.spec)
+            check_prompt_lengths(self.key, self.model, self.queries, self.spec.prompt)
         else:
             api_key(self.key, self.model)
 

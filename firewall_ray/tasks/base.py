@@ -48,7 +48,8 @@ PROGRAM_VERDICT_S = 0.025  # a process forked and a program run in it; one that 
 
 
 class Task(ABC):
-    """A benchmark. `stop` and `max_tokens` are its defaults for sampling; the config can override both.
+    """A benchmark. `stop` and `max_tokens` are its defaults for sampling in a raw prompt, `chat_max_tokens` in a chat, where no
+    string stops a model but its own end of turn; the config can override them.
 
     verdict_s: about how long one verdict takes, by which grading is cut into blocks; only the order of magnitude matters.
     """
@@ -57,6 +58,7 @@ class Task(ABC):
     verdict_s: float = VERDICT_S
     stop: tuple[str, ...]
     max_tokens: int
+    chat_max_tokens: int = 1_024  # an instruct model reasons, quotes the question and explains
 
     @abstractmethod
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:

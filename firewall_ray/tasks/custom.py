@@ -25,7 +25,7 @@ class CustomTask(Task):
     def __init__(self, name: str, options: CustomTaskOptions) -> None:
         self.name = name
         self.stop = tuple(options.stop)
-        self.max_tokens = options.max_tokens
+        self.max_tokens = self.chat_max_tokens = options.max_tokens
         self.verdict_s = verdict_s(options.grader)
 
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:

@@ -235,7 +235,7 @@ class TinyWorld(Task):
 
     name = "tiny_world"
     stop = ()  # The shipped models end their answer with EOS.
-    max_tokens = 24  # The longest answer, 14 letters with spaces, has 14 tokens and an EOS.
+    max_tokens = chat_max_tokens = 24  # The longest answer, 14 letters with spaces, has 14 tokens and an EOS.
 
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
         sizes = {split: options[f"num_{split}"] for split in ("train", "validation", "test")}

@@ -92,6 +92,7 @@ class TriviaQa(Task):
     name = "triviaqa"
     stop = ("\n",)  # An answer is one line; after it a base model goes on with a question of its own.
     max_tokens = 32  # Names and titles. What is longer cannot equal an alias.
+    chat_max_tokens = 256  # A sentence or two.
 
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
         """Train in a seeded order, less its last `num_validation` questions, which are validation; then test in its own order.

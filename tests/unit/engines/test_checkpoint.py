@@ -11,7 +11,7 @@ import pytest
 from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.engines.prompt_length import check_prompt_lengths, context_length
-from firewall_ray.engines.rows import SamplingSpec
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.errors import ModelError, TaskError
 from firewall_ray.store.joins import LocalRows
 
@@ -70,9 +70,8 @@ def test_prompts_are_counted_in_the_tokens_of_the_tokenizer_that_is_served(tmp_p
     shutil.copy(f"{WEAK}/config.json", tmp_path / "model")
     rows = pa.table({"query_id": ["q"], "task": ["t"], "prompt": ["one two three four five six seven"]})
     queries = LocalRows(rows.to_batches(), rows.schema)
-    spec = SamplingSpec(1, 1.0, 1.0, 0, {"t": ()}, {"t": 4})
     served = model(tmp_path / "model", max_model_len=3, engine_kwargs={"tokenizer": WEAK})
     with pytest.raises(TaskError, match=r"the prompt of q \(task t\) has \d+ tokens"):
-        check_prompt_lengths("weak", served, queries, spec)
+        check_prompt_lengths("weak", served, queries, PromptFormat())
     with pytest.raises(ModelError, match=r"models\.weak: no tokenizer can be loaded from .*model"):
-        check_prompt_lengths("weak", model(tmp_path / "model", max_model_len=3), queries, spec)
+        check_prompt_lengths("weak", model(tmp_path / "model", max_model_len=3), queries, PromptFormat())

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from firewall_ray.config.models import OpenAIModelConfig, VllmModelConfig
 from firewall_ray.engines.identity import NOT_CONTENT, SPEED_ONLY, merged, same_samples, sample_settings
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ArtifactError
 from firewall_ray.store.layout import ArtifactStore
@@ -87,6 +89,26 @@ CONTENT: dict[str, Any] = {
 }
 
 
+# How it is asked -----------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_another_prompt_format_are_not_reused() -> None:
+    chat = sample_settings(vllm(), replace(spec(gsm8k=256), prompt=PromptFormat(is_chat=True)))
+    brief = sample_settings(vllm(), replace(spec(gsm8k=256), prompt=PromptFormat(is_chat=True, system_prompt="Be brief.")))
+    for recorded, wanted in ((chat, settings()), (settings(), chat), (chat, brief)):
+        with pytest.raises(ArtifactError, match=r"\(models\.weak\.prompt: .* there, .* now\)"):
+            reused(recorded, wanted)
+    assert reused(brief, brief)
+
+
+def test_a_record_that_says_nothing_of_the_prompt_is_of_the_raw_one_with_its_space() -> None:
+    older = settings()
+    del older["model"]["prompt"]
+    assert reused(older, raw_with_space())
+    with pytest.raises(ArtifactError, match="keep_trailing_space"):
+        reused(older, settings())
+
+
 # Models --------------------------------------------------------------------------------------------------------------
 
 
@@ -152,26 +174,31 @@ def test_a_model_served_elsewhere_is_its_server_its_name_and_its_api() -> None:
 # Older records -------------------------------------------------------------------------------------------------------
 
 
+def raw_with_space(model: Any = None) -> dict[str, Any]:
+    """As every model was asked then."""
+    return sample_settings(model or vllm(), replace(spec(gsm8k=256), prompt=PromptFormat(keeps_space=True)))
+
+
 def test_an_older_record_is_accepted_as_far_as_it_says() -> None:
     """Up to version 0.1.0 a record had no context length, and all of engine_kwargs."""
     kwargs = {"enforce_eager": True, "quantization": "fp8"}
     old = settings()
     old["model"] = {"path": "m", "dtype": "auto", "engine_kwargs": kwargs}
-    assert reused(old, settings(vllm(engine_kwargs=kwargs)))
-    assert reused(old, settings(vllm(max_model_len=2_048, engine_kwargs={"quantization": "fp8"})))
+    assert reused(old, raw_with_space(vllm(engine_kwargs=kwargs)))
+    assert reused(old, raw_with_space(vllm(max_model_len=2_048, engine_kwargs={"quantization": "fp8"})))
     with pytest.raises(ArtifactError, match=r"models\.weak\.engine_kwargs\.quantization: 'fp8' there, None now"):
-        reused(old, settings())
+        reused(old, raw_with_space())
     with pytest.raises(ArtifactError, match=r"models\.weak\.max_model_len"):
         reused(
             {**old, "model": {**old["model"], "engine_kwargs": {**kwargs, "max_model_len": 512}}},
-            settings(vllm(engine_kwargs=kwargs)),
+            raw_with_space(vllm(engine_kwargs=kwargs)),
         )
 
 
 def test_an_older_record_of_a_model_served_elsewhere_is_accepted() -> None:
     remote = OpenAIModelConfig(engine="openai", base_url="http://x/v1", model="y")
-    old = {**settings(), "model": {"base_url": "http://x/v1", "model": "y", "api": "completions"}}
-    assert reused(old, settings(remote))
+    old = {**raw_with_space(), "model": {"base_url": "http://x/v1", "model": "y", "api": "completions"}}
+    assert reused(old, raw_with_space(remote))
 
 
 def test_another_kind_of_engine_is_another_model() -> None:

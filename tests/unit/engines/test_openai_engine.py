@@ -6,7 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.engines.openai import OpenAISampler, api_key, completions_of, first_token_margin
+from firewall_ray.engines.prompts import prompt_format
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ConfigError, EngineDied
 
@@ -92,6 +93,7 @@ def sample(
             "query_id": [f"q{i}" for i in range(num_queries)],
             "task": ["t"] * num_queries,
             "prompt": [f"Question: Q{i}\nAnswer: " for i in range(num_queries)],
+            "question": [f"Q{i}" for i in range(num_queries)],
         }
     )
 
@@ -99,6 +101,11 @@ def sample(
         return [row async for table in sampler(batch) for row in table.to_pylist()]
 
     return asyncio.run(run())
+
+
+def asked(config: dict[str, Any]) -> SamplingSpec:
+    model = OpenAIModelConfig.model_validate({"engine": "openai", "base_url": "http://127.0.0.1/v1", "model": "id", **config})
+    return replace(SPEC, prompt=prompt_format("m", model))
 
 
 def test_a_row_has_n_samples_the_greedy_answer_and_its_margin(server: FaultyServer) -> None:
@@ -203,10 +210,33 @@ def test_chat_sends_one_user_message_and_reads_its_logprobs(server: FaultyServer
     tops = [{"logprob": math.log(0.6)}, {"logprob": math.log(0.1)}]
     choice = {"message": {"content": "hi"}, "finish_reason": "stop", "logprobs": {"content": [{"top_logprobs": tops}]}}
     server.behave = lambda body, number: (200, {}, {"choices": [choice] * body["n"]})
-    (row,) = sample(server, api="chat")
+    (row,) = sample(server, spec=asked({"prompt": "chat"}), prompt="chat")
     assert row["texts"] == ["hi"] * 4
     assert row["greedy_margin"] == pytest.approx(0.5)
-    assert server.bodies[0]["messages"] == [{"role": "user", "content": "Question: Q0\nAnswer: "}]
+    assert server.bodies[0]["messages"] == [{"role": "user", "content": "Q0"}]
+    assert server.bodies[0]["path"] == "/v1/chat/completions"
+    assert "chat_template_kwargs" not in server.bodies[0]
+
+
+def test_a_chat_carries_the_system_prompt_and_the_template_s_settings(server: FaultyServer) -> None:
+    said = {"api": "chat", "system_prompt": "Be brief.", "chat_template_kwargs": {"enable_thinking": False}}
+    sample(server, spec=asked(said), **said)
+    for body in server.bodies:
+        assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q0"}]
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_a_raw_prompt_goes_without_the_space_at_its_end(server: FaultyServer) -> None:
+    """To a BPE tokenizer that space is a token of its own, and digits follow it: "1984", "1. A dog"."""
+    sample(server, spec=asked({}))
+    assert {body["prompt"] for body in server.bodies} == {"Question: Q0\nAnswer:"}
+    server.bodies.clear()
+    sample(server, spec=asked({"keep_trailing_space": True}), keep_trailing_space=True)
+    assert {body["prompt"] for body in server.bodies} == {"Question: Q0\nAnswer: "}
+    server.bodies.clear()
+    # A server without /completions: the paper's prompt as a message, where the config asks for that.
+    sample(server, spec=asked({"prompt": "raw", "api": "chat"}), prompt="raw", api="chat")
+    assert server.bodies[0]["messages"] == [{"role": "user", "content": "Question: Q0\nAnswer:"}]
 
 
 def test_the_key_goes_into_the_header_and_a_missing_one_is_named(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from firewall_ray.config.queries import GRADERS as NAMES
 from firewall_ray.config.queries import CustomTaskOptions, SplitsConfig
 from firewall_ray.config.run import load_config
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.errors import ConfigError, TaskError
 from firewall_ray.schemas import SAMPLES
 from firewall_ray.stages.grade import grade_batch
@@ -243,7 +244,7 @@ def test_a_run_prepares_samples_and_grades_it_like_any_other(tmp_path: Path) -> 
     config = own_config(tmp_path)
     store = ArtifactStore(config.root)
     assert run_prepare_queries(config, store)["queries"] == 20
-    spec = sampling_spec(config, {"capitals"})
+    spec = sampling_spec(config, {"capitals"}, PromptFormat())
     assert (spec.stop, spec.max_tokens) == ({"capitals": ("\n",)}, {"capitals": 7})
     queries = store.queries().read().slice(0, 1)
     query = queries.to_pylist()[0]
