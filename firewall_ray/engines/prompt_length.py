@@ -5,22 +5,20 @@ only prompts long enough to matter are tokenized.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.compute as pc
 
 from firewall_ray.config.models import VllmModelConfig
 from firewall_ray.engines.checkpoint import Checkpoint
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.errors import ModelError, TaskError
 from firewall_ray.store.joins import LocalRows
-
-if TYPE_CHECKING:  # which imports this module
-    from firewall_ray.engines.prompts import PromptFormat
 
 SPECIAL_TOKENS = 8  # room for what a tokenizer adds around a prompt
 
 
-def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, prompt: "PromptFormat") -> None:
+def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, prompt: PromptFormat) -> None:
     """Raises ModelError when the model cannot be found, TaskError naming the first query whose prompt leaves no room."""
     context = context_length(key, model)
     tokenizer = load_tokenizer(key, model) if prompt.is_chat else None

@@ -19,8 +19,9 @@ from firewall_ray.config.run import RunConfig
 from firewall_ray.engines.identity import merged, same_samples, sample_settings
 from firewall_ray.engines.openai import OpenAISampler, api_key
 from firewall_ray.engines.placement import engine_resources, release_placement_groups
+from firewall_ray.engines.prompt_choice import prompt_format
 from firewall_ray.engines.prompt_length import check_prompt_lengths
-from firewall_ray.engines.prompts import PromptFormat, prompt_format
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.engines.room import check_room, engine_need
 from firewall_ray.engines.rows import INPUT_COLUMNS, SamplingSpec, error_row
 from firewall_ray.engines.vllm import VllmSampler

@@ -15,7 +15,7 @@ import pytest
 
 from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.engines.openai import OpenAISampler, api_key, completions_of, first_token_margin
-from firewall_ray.engines.prompts import prompt_format
+from firewall_ray.engines.prompt_choice import prompt_format
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.errors import ConfigError, EngineDied
 

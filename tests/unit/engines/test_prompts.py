@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from firewall_ray.config.models import OpenAIModelConfig, VllmModelConfig
 from firewall_ray.config.run import RunConfig
+from firewall_ray.engines.prompt_choice import prompt_format
 from firewall_ray.engines.prompt_length import check_prompt_lengths
-from firewall_ray.engines.prompts import PromptFormat, prompt_format
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.errors import ConfigError, ModelError, TaskError
 from firewall_ray.stages.sample import sampling_spec
 from firewall_ray.store.joins import LocalRows
