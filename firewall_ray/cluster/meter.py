@@ -86,7 +86,9 @@ class Meter:
         return (self.total - self.work) / rate
 
     def words(self) -> str:
-        """For example: 12 of 170 rows (14% of the requests answered), about 7 minutes left, 158 tokens/s, 96 running, 40 waiting"""
+        """For example: 12 of 170 rows (14% of the requests answered), about 7 minutes left for about 66 k tokens, 158 tokens/s,
+        96 running, 40 waiting.
+        """
         of = "" if self.total is None else f" of {self.total:,}"
         parts = [f"{self.rows:,}{of} rows"]
         if self.total and self.work - self.rows > 0.005 * self.total:
@@ -94,6 +96,8 @@ class Meter:
         if (left_s := self.left_s()) is not None:
             parts.append(f"{about(left_s)} left")
         _, rows_per_s, tokens_per_s = self._rates()
+        if left_s and tokens_per_s:
+            parts[-1] += f" for about {count_words(tokens_per_s * left_s)} tokens"
         if rows_per_s:
             parts.append(f"{rows_per_s:,.1f} rows/s" if rows_per_s >= 1 else f"{60 * rows_per_s:,.1f} rows/min")
         if tokens_per_s:
@@ -137,3 +141,15 @@ def about(seconds: float) -> str:
         minutes = round(seconds / 60)
         return f"about {minutes} minute{'' if minutes == 1 else 's'}"
     return f"about {seconds / 3_600:.1f} hours"
+
+
+def count_words(number: float) -> str:
+    """A large number as a person says it.
+
+    >>> count_words(812_000), count_words(41_200), count_words(2.4e9), count_words(300)
+    ('0.8 M', '41 k', '2.4 G', '300')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if number >= size / 10:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number / 1e3:,.0f} k" if number >= 1e3 else f"{number:,.0f}"

@@ -1,7 +1,8 @@
 """How a model is asked: with the paper's prompt (`raw`), or with the question as a user's message in its chat format (`chat`).
 
-Used on the sampling actors and in the driver, which chooses the format (`prompt_choice.py`). An instruct model asked in a raw prompt
-goes on with the text instead of answering it: HumanEval 0 of 16, where the chat format gets 12 of 16 (Qwen2.5-Coder-0.5B-Instruct).
+Used on the sampling actors and in the driver, which chooses the format (`prompt_choice.py`). An instruct model asked in a raw
+prompt goes on with the text instead of answering it: HumanEval 0 of 16, where its chat format gets 12 of 16
+(Qwen2.5-Coder-0.5B-Instruct).
 """
 
 import hashlib

@@ -6,6 +6,7 @@ only the new ones.
 """
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from firewall_ray.engines.vllm import VllmSampler
 from firewall_ray.errors import ConfigError
 from firewall_ray.schemas import SAMPLES
 from firewall_ray.stages.prepare_queries import read_queries, tasks_of
+from firewall_ray.stages.sampling_size import size_words
 from firewall_ray.stages.stage import Output, Stage, StageResult
 from firewall_ray.store.joins import LocalRows
 from firewall_ray.store.layout import ArtifactStore
@@ -146,6 +148,8 @@ class SamplingJob:
             # Finished, but of fewer queries than there are, or with errors to make again.
             self.output.action = "resume"
         self._num_to_do = 0
+        self._num_tokens_before = 0
+        self._began_s = 0.0
 
     def check(self) -> None:
         """What can be known to be wrong before an engine starts."""
@@ -157,13 +161,17 @@ class SamplingJob:
 
     def begin(self) -> int:
         """Returns how many queries are done already."""
-        # Read first: `begin` writes over it.
+        # Both read first: `begin` writes over them.
+        before = self.samples.manifest()["counts"] if self.samples.state() == "finished" else {}
+        tokens_per_s = before.get("tokens_per_s")
         recorded = self.samples.settings() if self.output.action == "resume" else None
         self.output.settings = merged(recorded, self.output.settings)
         self.output.begin()
         num_missing = self._num_to_do = self.map.num_missing()
         words = f"{num_missing:,} of {len(self.queries):,} queries"
-        logger.info("sample: %s with %s (%s)", words, self.key, _engine_words(self.model))
+        size = size_words(num_missing, self.queries, self.samples, self.spec, tokens_per_s)
+        logger.info("sample: %s with %s (%s): %s", words, self.key, _engine_words(self.model), size)
+        self._began_s = time.monotonic()
         return len(self.queries) - num_missing
 
     def _finish(self) -> None:
@@ -191,7 +199,7 @@ class SamplingJob:
             need=engine_need(self.key, self.model),
         )
 
-    def _counts(self) -> dict[str, int]:
+    def _counts(self) -> dict[str, float]:
         num_rows = num_errors = num_tokens = 0
         for batch in self.samples.iter_batches(["num_generated_tokens", "error"]):
             num_rows += batch.num_rows
@@ -203,7 +211,15 @@ class SamplingJob:
                 "sample: %s of %s rows of %s have an error; --retry-errors makes those anew, and no others",
                 *(f"{num_errors:,}", f"{num_rows:,}", self.key),
             )
-        return {"num_rows": num_rows, "num_rows_made": self._num_to_do, "num_errors": num_errors, "num_sampled_tokens": num_tokens}
+        counts = {
+            "num_rows": num_rows,
+            "num_rows_made": self._num_to_do,
+            "num_errors": num_errors,
+            "num_sampled_tokens": num_tokens,
+        }
+        # The engine's start is part of it, as it is of the next run. For that run's estimate, see `sampling_size.py`.
+        made = num_tokens - self._num_tokens_before
+        return {**counts, "tokens_per_s": round(made / (time.monotonic() - self._began_s), 1)}
 
 
 def _engine_words(model: ModelConfig) -> str:

@@ -35,7 +35,7 @@ def test_rates_begin_with_what_is_done_first_and_stand_still_after_the_last() ->
     meter.update(100.0, {"rows": 10, "tokens": 100}, {})
     meter.update(110.0, {"rows": 30, "tokens": 400, "errors": 2}, {})
     # 20 rows and 300 tokens in 10 s; the 20 that are left take 10 s more
-    assert meter.words() == "30 of 50 rows, about 10 s left, 2.0 rows/s, 30 tokens/s, 2 errors"
+    assert meter.words() == "30 of 50 rows, about 10 s left for about 300 tokens, 2.0 rows/s, 30 tokens/s, 2 errors"
     meter.update(120.0, {"rows": 50, "tokens": 500, "errors": 2}, {"a": state("first batch")})
     whole = meter.words()  # 40 rows and 400 tokens in 20 s
     assert whole == "50 of 50 rows, 2.0 rows/s, 20 tokens/s, 2 errors"
@@ -49,7 +49,7 @@ def test_the_time_that_is_left_is_known_before_the_first_row_is_whole() -> None:
     meter.update(60.0, {"work": 4.0, "tokens": 9_650}, {"a": state("first batch", running=96, waiting=40)})
     # 3 rows' worth in 60 s, 166 are left: 3,320 s
     assert meter.words() == (
-        "0 of 170 rows (2% of the requests answered), about 55 minutes left, 160 tokens/s, "
+        "0 of 170 rows (2% of the requests answered), about 55 minutes left for about 0.5 M tokens, 160 tokens/s, "
         "96 running, 40 waiting, 1 actor: first batch"
     )
 
