@@ -216,8 +216,8 @@ def engine_args(config: VllmModelConfig, seed: int) -> dict[str, Any]:
     if config.device == "gpu":
         args["gpu_memory_utilization"] = config.gpu_memory_utilization
     else:
-        # The n samples of a query share its prefill in whole blocks alone, and vLLM's default on CPUs, 128 tokens, is longer than most
-        # questions: each sample would compute its own. 32 is the least that vLLM's attention takes there.
+        # The n samples of a query share its prefill in whole blocks alone, and vLLM's default on CPUs, 128 tokens, is longer than
+        # most questions: each sample would compute its own. 32 is the least that vLLM's attention takes there.
         args["block_size"] = 32
     if num_gpus > 1:
         args["distributed_executor_backend"] = "ray"  # its workers land in the actor's placement group
