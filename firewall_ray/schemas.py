@@ -22,7 +22,6 @@ def is_optional(field: pa.Field) -> bool:
     return b"optional" in (field.metadata or {})
 
 
-
 QUERIES = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),  # stable: a hash of task and question, see tasks/base.py

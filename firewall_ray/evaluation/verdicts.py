@@ -1,8 +1,8 @@
 """What became of the samples: right, wrong, without an answer, or cut off; and what the queries are blocked for.
 
-Rows in: `schemas.GRADES` of the pair, and the labelled test queries. Runs in the driver, streamed: in memory are four counts of each
-test query and a batch. The label that blocks a query from the strong model says that nobody can solve it. It may as well stand for
-answers that were cut off or that no grader could read (arXiv 2605.07395), so the report says how many of them are.
+Rows in: `schemas.GRADES` of the pair, and the labelled test queries. Runs in the driver, streamed: in memory are four counts of
+each test query and a batch. The label that blocks a query from the strong model says that nobody can solve it. It may as well stand
+for answers that were cut off or that no grader could read (arXiv 2605.07395), so the report says how many of them are.
 """
 
 from collections.abc import Iterator, Mapping
@@ -88,7 +88,7 @@ def shares(counts: Counts) -> dict[str, float]:
 def verdict_sections(queries: LabelledQueries, counts: Mapping[str, Counts]) -> dict[str, Any]:
     """The sections `verdicts` and `blocked` of report.json, for every task and "all". counts: by model, the weak one first.
 
-    Blocked is a query that neither model solves in any sample: every label design then says 1, or as good as nothing for greedy.
+    Blocked is a query that neither model solves in any sample: hard_block, soft_block and win_rate are 1 there.
     """
     blocked = (queries.pass_rate_weak == 0) & (queries.pass_rate_strong == 0)
     rows = {"all": np.ones(len(queries), dtype=bool)} | {task: queries.tasks == task for task in queries.task_names()}
@@ -125,12 +125,12 @@ def warning(sections: Mapping[str, Any]) -> str | None:
     if not many:
         return None
     found = "; ".join(
-        f"{task}: {blocked[task]['truncated']:.0%} cut off by the limit of tokens, {blocked[task]['no_answer']:.0%} without an answer "
-        f"that the grader can read ({blocked[task]['num_queries']:,} queries)"
+        f"{task} ({blocked[task]['num_queries']:,} queries): {blocked[task]['truncated']:.0%} were cut off by the limit of tokens, "
+        f"{blocked[task]['no_answer']:.0%} hold no answer that the grader can read"
         for task in many
     )
     return (
-        f"Some queries may be blocked by mistake. Of the samples of the queries that neither model solves, many are not wrong answers: "
-        f"{found}. Look at some of them; a larger sampling.max_tokens or another prompt may bring answers, and "
+        "Some queries may be blocked by mistake: where neither model solves a query, many samples are no wrong answers. Of such "
+        f"samples, by task: {found}. Look at some of them: a larger sampling.max_tokens or another prompt may bring answers, and "
         "labels.artefacts: leave_out keeps such queries out of training."
     )

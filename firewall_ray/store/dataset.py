@@ -330,13 +330,11 @@ class Dataset:
     def _check_files(self, schema: pa.Schema) -> None:
         for path, footer in self.footers().items():
             found = footer.schema.to_arrow_schema()
-            needed = [field.name for field in schema if not is_optional(field)]
+            needed = [column.name for column in schema if not is_optional(column)]
             missing = [name for name in needed if name not in found.names]
             if missing:
-                raise ArtifactError(
-                    f"{self.kind}: {path} lacks the columns {missing}. It has {found.names}; needed are {needed}."
-                )
-            for wanted in [field for field in schema if field.name in found.names]:
+                raise ArtifactError(f"{self.kind}: {path} lacks the columns {missing}. It has {found.names}; needed are {needed}.")
+            for wanted in [column for column in schema if column.name in found.names]:
                 if not castable(found.field(wanted.name).type, wanted.type):
                     raise ArtifactError(
                         f"{self.kind}: {path}, column {wanted.name!r} is {found.field(wanted.name).type}, must be {wanted.type}."
