@@ -60,7 +60,8 @@ def query_ids(numbers: np.ndarray) -> list[str]:
 
 def write(dataset: Any, start: int, columns: dict[str, Any]) -> None:
     dataset.filesystem.create_dir(dataset.path)
-    table = pa.table([columns[name] for name in dataset.schema.names], schema=dataset.schema)
+    schema = pa.schema([field for field in dataset.schema if field.name in columns])  # without the optional ones
+    table = pa.table([columns[name] for name in schema.names], schema=schema)
     pq.write_table(table, f"{dataset.path}/{start:012}.parquet", compression="zstd")
 
 

@@ -145,6 +145,7 @@ class StandInEngine:
             "model": pa.array([self._model] * size),
             **{name: pa.ListArray.from_arrays(offsets, values) for name, values in lists.items()},
             "greedy_text": pa.array(ANSWERS[:1] * size),
+            "greedy_finish_reason": pa.array(["stop"] * size),
             "greedy_margin": pa.array(np.full(size, 0.5, np.float32)),
             "num_prompt_tokens": pa.array(np.full(size, 24, np.int32)),
             "error": pa.nulls(size, pa.string()),

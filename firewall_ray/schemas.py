@@ -12,6 +12,16 @@ SPLITS = ("train", "validation", "test")
 # Of a sample. no_answer: there is nothing to read in it. truncated: cut off by the limit of tokens, and not right so far.
 VERDICTS = ("right", "wrong", "no_answer", "truncated")
 
+
+def optional(name: str, type_: pa.DataType) -> pa.Field:
+    """A column that our writers write and that others' files, or our older ones, may lack: it then reads as nulls."""
+    return pa.field(name, type_, metadata={"optional": "true"})
+
+
+def is_optional(field: pa.Field) -> bool:
+    return b"optional" in (field.metadata or {})
+
+
 QUERIES = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),  # stable: a hash of task and question, see tasks/base.py
@@ -30,11 +40,12 @@ SAMPLES = pa.schema(
         pa.field("model", pa.string(), nullable=False),  # the config's key, not the hub path
         pa.field("texts", pa.list_(pa.string())),  # the n sampled completions
         pa.field("num_generated_tokens", pa.list_(pa.int32())),  # of each sample, EOS included
-        pa.field("finish_reasons", pa.list_(pa.string())),  # of each sample: stop or length
+        optional("finish_reasons", pa.list_(pa.string())),  # of each sample: stop, or length where the limit of tokens cut it off
         pa.field("greedy_text", pa.string()),  # the completion at temperature 0
         pa.field("greedy_margin", pa.float32()),  # p1 - p2 of the first greedy token, in [0, 1]
         pa.field("num_prompt_tokens", pa.int32()),
-        pa.field("error", pa.string()),  # null when fine; then every column above but the first three is null
+        pa.field("error", pa.string()),  # null when fine; then every other column but the first three is null
+        optional("greedy_finish_reason", pa.string()),
     ]
 )
 
@@ -46,6 +57,8 @@ GRADES = pa.schema(
         pa.field("correct", pa.list_(pa.bool_())),  # of each sample
         pa.field("greedy_correct", pa.bool_()),
         pa.field("error", pa.string()),  # carried over from the sample, or the grader's own
+        optional("verdicts", pa.list_(pa.string())),  # of each sample, one of VERDICTS; right is what is correct
+        optional("greedy_verdict", pa.string()),
     ]
 )
 

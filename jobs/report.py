@@ -11,7 +11,8 @@ def main(
 ) -> None:
     """Evaluate every router under ROOT/scores on the labelled test queries; write ROOT/report with report.html.
 
-    Needs labels/ and scores/ alone, whoever wrote them, and no Ray. --limit keeps the first N test queries.
+    Needs labels/ and scores/ alone, whoever wrote them, and no Ray; with grades/ it also says what queries are blocked for. --limit
+    keeps the first N test queries.
     """
     stage = load_stage("report")
     with job("report", config, root, set_, needs_ray=False, reads=stage.reads, writes=stage.writes) as context:

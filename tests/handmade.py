@@ -26,11 +26,13 @@ def query(query_id: str, **fields: Any) -> dict[str, Any]:
     return {**row, "reference": '{"answer": "yes"}', **fields}
 
 
-def grade(query_id: str, correct: Any, greedy_correct: bool | None = True, error: str | None = None) -> dict[str, Any]:
+def grade(
+    query_id: str, correct: Any, greedy_correct: bool | None = True, error: str | None = None, **fields: Any
+) -> dict[str, Any]:
     """`correct` as a text of 0 and 1, one digit a sample."""
     verdicts = [digit == "1" for digit in correct] if isinstance(correct, str) else correct
     row = {"query_id": query_id, "task": "tiny_world", "model": "any"}
-    return {**row, "correct": verdicts, "greedy_correct": greedy_correct, "error": error}
+    return {**row, "correct": verdicts, "greedy_correct": greedy_correct, "error": error, **fields}
 
 
 def sample(query_id: str, texts: Any, greedy_text: str | None = "yes", error: str | None = None, **fields: Any) -> dict[str, Any]:

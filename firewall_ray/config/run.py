@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from firewall_ray.config.base import Name, PairConfig, Positive, Strict
 from firewall_ray.config.baselines import BaselinesConfig
 from firewall_ray.config.grading import GradingConfig
+from firewall_ray.config.labels import LabelsConfig
 from firewall_ray.config.models import ModelConfig, SamplingConfig
 from firewall_ray.config.paper import PaperConfig
 from firewall_ray.config.problems import problem
@@ -51,6 +52,7 @@ class RunConfig(Strict):
     pair: PairConfig = PairConfig()
     sampling: SamplingConfig = SamplingConfig()
     grading: GradingConfig = GradingConfig()
+    labels: LabelsConfig = LabelsConfig()
     router: RouterConfig = RouterConfig()
     scoring: ScoringConfig = ScoringConfig()
     serving: ServingConfig = ServingConfig()

@@ -15,11 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from firewall_ray.evaluation.table import by_apgr
+from firewall_ray.schemas import VERDICTS
 
 # Lower case, as matplotlib writes colours into an SVG; no other colour here may equal one of them.
 INK, FAINT = "#1b1d21", "#d5d8dd"  # replaced in the SVG by the page's own colours
 PALETTE = ("#2f7ed8", "#e07b39", "#1f9e89", "#c2508f", "#8a6fd1", "#a98f1f", "#d1495b", "#4f8a3c")
 WEAK, STRONG, GAIN = "#8fa3b8", "#2f7ed8", "#1f9e89"
+# Grey is what nobody could have got right; the two strong colours are no failure of the model's knowledge.
+VERDICT_COLOURS = dict(zip(VERDICTS, ("#1f9e89", "#8fa3b8", "#e07b39", "#d1495b"), strict=True))
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -45,13 +48,16 @@ Report = dict[str, Any]
 
 
 def draw(report: Report) -> dict[str, Figure]:
-    """Every figure by file name: `cost_quality` (all tasks), `cost_quality_<task>` where there are several, `bins_<router>`."""
+    """Every figure by file name: `cost_quality` (all tasks), `cost_quality_<task>` where there are several, `bins_<router>`,
+    and `verdicts` where they are known."""
     with mpl.rc_context(STYLE):
         figures = {}
         for task in report["curves"]:
             figures["cost_quality" if task == "all" else f"cost_quality_{task}"] = _cost_quality(report, task)
         for router in report["bins"]:
             figures[f"bins_{router}"] = _bins(report, router)
+        if "verdicts" in report:
+            figures["verdicts"] = _verdicts(report)
         return figures
 
 
@@ -145,6 +151,28 @@ def _bins(report: Report, router: str) -> Figure:
     right.scatter(_floats([r["p_weak"] for r in rows]), _floats([r["label"] for r in rows]), s=sizes, color=STRONG, alpha=0.75)
     right.set(xlabel="mean predicted p_weak", ylabel=f"mean {label}", xlim=(low, high), ylim=(-0.03, 1.05))
     right.set_title("Calibration (area: queries)")
+    return figure
+
+
+def _verdicts(report: Report) -> Figure:
+    """A bar a model: what its samples of all test queries are, and below those of the queries that nobody solves."""
+    blocked = report["blocked"]["all"]
+    bars = {f"{model}, all queries": of_task["all"] for model, of_task in report["verdicts"].items()}
+    if blocked["num_queries"]:
+        bars |= {f"{model}, blocked queries": {"right": 0.0, **found} for model, found in blocked["models"].items()}
+    figure = Figure(figsize=(7.6, 0.9 + 0.42 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(bars))
+    for verdict, colour in VERDICT_COLOURS.items():
+        widths = _floats([found[verdict] for found in bars.values()])
+        axes.barh(range(len(bars)), widths, 0.7, left=left, color=colour, label=verdict.replace("_", " "))
+        left += widths
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="share of the samples")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside right center")
     return figure
 
 

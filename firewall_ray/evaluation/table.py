@@ -32,7 +32,7 @@ def by_apgr(report: Mapping[str, Any], task: str) -> list[str]:
 
 
 def print_table(report: Mapping[str, Any], console: Console, task: str = "all") -> None:
-    """Router by router, best first: APGR with its interval, pass rate at 20/50/80% strong, CPT 20/50/80; baselines below."""
+    """Router by router, best first: APGR with its interval, pass rate at 20/50/80% strong, CPT 20/50/80; baselines, notices."""
     metrics_of = report["routers"]
     ranked = by_apgr(report, task)
     num_queries = metrics_of["oracle"][task]["num_queries"]
@@ -63,6 +63,8 @@ def print_table(report: Mapping[str, Any], console: Console, task: str = "all") 
         model = report["pair"][role]
         table.add_row(Text(f"always {model}"), "", _joined([report["models"][model][task]["pass_rate"]] * 3, 1), "", style="dim")
     console.print(table)
+    for notice in report["notices"]:
+        console.print(Text(notice, style="yellow"))
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -1,11 +1,10 @@
 """samples/<model>/ and queries/ -> grades/<model>/: is each completion right? One Ray Data job a model.
 
-The driver checks ids and tasks, shares the references and writes what comes back; tasks on the cluster's CPUs read and grade
-blocks of about equal work (`grading_blocks.py`). Finished rows lie in parts, which a killed job goes on with. A row that cannot
-be graded becomes a row with `error`, never a dead job and never a missing row.
+The driver checks ids and tasks, shares the references and writes what comes back; tasks on the cluster's CPUs read blocks of about
+equal work (`grading_blocks.py`) and grade them (`grading_rows.py`). Finished rows lie in parts, which a killed job goes on with. A
+row that cannot be graded becomes a row with `error`, never a dead job and never a missing row.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,21 +19,20 @@ import ray
 from firewall_ray.cluster.progress import watch
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure
-from firewall_ray.schemas import GRADES, SAMPLES
+from firewall_ray.evaluation.verdicts import count_verdicts
+from firewall_ray.schemas import GRADES, SAMPLES, VERDICTS
 from firewall_ray.stages.grading_blocks import SampleRows, look_over, plan_blocks, read_block
+from firewall_ray.stages.grading_rows import Options, grade_batch
 from firewall_ray.stages.prepare_queries import read_queries, tasks_of
 from firewall_ray.stages.stage import Output, Stage, StageResult, make
 from firewall_ray.store.dataset import Action, Dataset
 from firewall_ray.store.joins import LocalRows, Spill, buckets_of, num_buckets, spill_folder
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_rows, recover
-from firewall_ray.tasks import TASKS, Task, get_task, known_tasks
+from firewall_ray.tasks import Task, get_task, known_tasks
 
-SAMPLE_COLUMNS = ["query_id", "task", "texts", "greedy_text", "error"]
+SAMPLE_COLUMNS = ["query_id", "task", "texts", "finish_reasons", "greedy_text", "greedy_finish_reason", "error"]
 QUERY_COLUMNS = ["query_id", "task", "reference"]
-MAX_ERROR_CHARS = 500  # a grader's exception may quote the whole completion
-
-Options = Mapping[str, Mapping[str, Any]]  # task -> the config's section grading.<task>
 
 logger = logging.getLogger("firewall_ray")
 
@@ -51,7 +49,8 @@ def run_grading(
     """Grade the samples of `models`, or of the pair as far as they are there. One result a model.
 
     With `limit` only those of the first queries. A killed job goes on where it stopped; samples that were added since, or made
-    again because of an error, are graded and the others keep their verdicts. retry_errors: also grades with an error of their own.
+    again because of an error or a limit that cut them off, are graded and the others keep their verdicts (see `final_ids`).
+    retry_errors: also grades with an error of their own.
 
     Raises ConfigError for an unknown model key, TaskError for a task that does not exist, ArtifactMissing, and ArtifactError
     for query_ids that come twice.
@@ -110,7 +109,7 @@ def _begin(output: Output) -> None:
         grades = output.dataset
         recover(grades)
         if (grades.settings() or {})["inputs"] != output.settings["inputs"]:
-            # Errors among the parts of a killed run stand for done (see `missing_ids`), but their samples may have been made again.
+            # Rows in the parts of a killed run stand for final (see `missing_ids`), but their samples may have been made again.
             compact(grades)
     output.begin()
 
@@ -122,28 +121,6 @@ def _sampled_of_pair(config: RunConfig, store: ArtifactStore) -> list[str]:
     for key in set(pair) - set(there or pair):
         logger.warning("grade: no samples of %s at %s; grading the other model", key, store.samples(key).path)
     return there or pair
-
-
-def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options, tasks: Mapping[str, Task] = TASKS) -> pa.Table:
-    """Rows of `schemas.SAMPLES` (SAMPLE_COLUMNS are enough) -> rows of `schemas.GRADES`, one for one. Runs in a worker.
-
-    queries: query_id, task and reference of every query. tasks: by name, see `known_tasks`.
-    """
-    # A sample whose query is not there gets a row of nulls, for `_mismatch` to name.
-    query_rows = queries.take(pc.index_in(batch["query_id"], queries["query_id"]))
-    rows = []
-    for sample, query in zip(batch.to_pylist(), query_rows.to_pylist(), strict=True):
-        row = {"query_id": sample["query_id"], "task": sample["task"], "model": model}
-        error = sample["error"] or _mismatch(sample, query)
-        if error is None:
-            try:
-                row |= _grade(get_task(sample["task"], tasks), sample, query["reference"], options)
-            except SystemFailure:  # No row's fault: where one program cannot be run, none can.
-                raise
-            except Exception as e:  # A grader's bug, or a reference that lacks a field: this row's loss, not the job's.
-                error = f"the grader of {sample['task']} failed: {type(e).__name__}: {e}"[:MAX_ERROR_CHARS]
-        rows.append({**row, "error": error})
-    return pa.Table.from_pylist(rows, schema=GRADES)
 
 
 def share(queries: LocalRows) -> list[ray.ObjectRef]:
@@ -177,25 +154,18 @@ def rows_near(queries: pa.Table, query_ids: pa.ChunkedArray) -> pa.Table:
     return queries.take(pc.unique(pc.min_element_wise(places, pa.scalar(len(queries) - 1, pa.uint64()))))
 
 
-def _grade(task: Task, sample: Mapping[str, Any], reference_json: str, options: Options) -> dict[str, Any]:
-    reference, task_options = json.loads(reference_json), options[task.name]
-    # A sure model answers a query in the same words many times over: each text is graded once.
-    texts = dict.fromkeys([*sample["texts"], sample["greedy_text"]])
-    verdicts = {text: task.grade(text, reference, task_options) for text in texts}
-    return {"correct": [verdicts[text] for text in sample["texts"]], "greedy_correct": verdicts[sample["greedy_text"]]}
+def final_ids(grades: Dataset) -> Iterator[pa.Array]:
+    """The ids whose grades stay when samples were added or made again.
 
-
-def _mismatch(sample: Mapping[str, Any], query: Mapping[str, Any]) -> str | None:
-    """Why this sample cannot be graded, or None."""
-    if query["query_id"] is None:
-        return "its query is not in queries/"
-    if query["task"] != sample["task"]:
-        return f"its task is {sample['task']!r} in samples/ and {query['task']!r} in queries/"
-    if not sample["texts"] or any(text is None for text in sample["texts"]):
-        return "`texts` is empty or holds a null, and no error says why"
-    if sample["greedy_text"] is None:
-        return "`greedy_text` is null, and no error says why"
-    return None
+    Not those with an error or with a sample that was cut off: these samples are made again, with more room. Neither those without
+    verdicts, which an older version graded: they may have been cut off as well. So it is whenever a job goes on, also where only
+    errors are wanted: after a kill nobody knows which of these rows were graded before their samples changed.
+    """
+    for batch in grades.iter_batches(["query_id", "verdicts", "greedy_verdict", "error"]):
+        num_cut = count_verdicts(batch["verdicts"])[:, VERDICTS.index("truncated")]
+        is_cut = pc.or_(pa.array(num_cut > 0), pc.equal(batch["greedy_verdict"], "truncated"))
+        # A null, of a row that has no verdict, filters it out.
+        yield batch["query_id"].filter(pc.and_kleene(batch["error"].is_null(), pc.invert(is_cut)))
 
 
 def _grade_rows(
@@ -208,10 +178,10 @@ def _grade_rows(
     tasks: Mapping[str, Task],
     batch_rows: int,
 ) -> None:
-    """Grades of `rows` as far as `grades` lacks them or has them with an error, into its parts."""
+    """Grades of `rows` as far as `grades` lacks them or they are not final, into its parts."""
     is_left = np.zeros(len(rows.costs), dtype=bool)
-    # In files of an unfinished dataset lies what was whole before it was begun again; errors of this run lie in parts and stay.
-    for batch in missing_rows(grades, rows.ids, retry=True):
+    # In files of an unfinished dataset lies what was whole before it was begun again; what this run made lies in parts and stays.
+    for batch in missing_rows(grades, rows.ids, retry=True, final=final_ids):
         is_left[batch["row"]] = True
     num_left = int(is_left.sum())
     if not num_left:

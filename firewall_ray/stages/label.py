@@ -1,7 +1,8 @@
 """queries/ and the grades of a pair -> labels/: join the three by query_id, and compute every label design.
 
 Runs in the driver, from Parquet to Parquet, with memory flat in the number of queries: see `store/joins.py`. A query that either
-model has no verdict on is left out and counted by its reason, in the manifest and the log.
+model has no verdict on is left out and counted by its reason, in the manifest and the log; so is one that is blocked for
+artefacts, where the config says so.
 """
 
 import logging
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError
+from firewall_ray.evaluation.verdicts import count_verdicts, num_artefacts
 from firewall_ray.labels import compute_labels, pass_rate
 from firewall_ray.schemas import LABEL_DESIGNS, LABELS
 from firewall_ray.stages.prepare_queries import check_splits, read_queries
@@ -27,6 +29,7 @@ from firewall_ray.store.row_writer import row_writer
 
 QUERY_COLUMNS = ["query_id", "task", "split", "prompt"]
 GRADE_COLUMNS = ["query_id", "correct", "greedy_correct", "error"]
+MAX_ARTEFACTS = 0.5  # share of the strong model's samples: above it a block says less of the query than of prompt, limit and grader
 
 logger = logging.getLogger("firewall_ray")
 
@@ -39,12 +42,18 @@ def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None =
     when its two models were sampled a different number of times; also when no query is left.
     """
     queries, labels = store.queries().require(QUERY_COLUMNS), store.labels()
-    weak, strong = (store.grades(key).require(GRADE_COLUMNS) for key in (config.pair.weak, config.pair.strong))
+    leaves_out = config.labels.artefacts == "leave_out"
+    # The verdicts of the weak model decide nothing: with no sample of the strong one right, the label is 1 whatever they are.
+    strong_columns = [*GRADE_COLUMNS, "verdicts"] if leaves_out else GRADE_COLUMNS
+    weak = store.grades(config.pair.weak).require(GRADE_COLUMNS)
+    strong = store.grades(config.pair.strong).require(strong_columns)
     settings = {
         "weak": config.pair.weak,
         "strong": config.pair.strong,
         "inputs": [dataset.identity() for dataset in (queries, weak, strong)],
         "limit": limit,
+        # Not where they are kept: labels from before there was a choice are the same, and routers that stand on them too.
+        **({"artefacts": config.labels.artefacts} if leaves_out else {}),
     }
     output = Output.plan("label", labels, settings, force=force)
 
@@ -56,14 +65,16 @@ def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None =
             spills = {
                 "queries": Spill.of(queries, QUERY_COLUMNS, count, folder / "queries"),
                 "weak": Spill.of(weak, GRADE_COLUMNS, count, folder / "weak"),
-                "strong": Spill.of(strong, GRADE_COLUMNS, count, folder / "strong"),
+                "strong": Spill.of(strong, strong_columns, count, folder / "strong"),
             }
             left_out: Counter[str] = Counter()
-            num_labels = 0
+            num_labels = num_without_verdicts = 0
             whole = folder / "labels.parquet"
             with row_writer(lambda: pa.OSFile(str(whole), "wb"), LABELS, spill_errors) as writer:
                 for number in range(count):
-                    rows, reasons = label_rows(chosen=chosen, **{name: spill.bucket(number) for name, spill in spills.items()})
+                    bucket = {name: spill.bucket(number) for name, spill in spills.items()}
+                    rows, reasons = label_rows(chosen=chosen, **bucket)
+                    num_without_verdicts += _num_without_verdicts(bucket["strong"]) if leaves_out else 0
                     writer.write_table(rows)
                     left_out += reasons
                     num_labels += rows.num_rows
@@ -77,6 +88,12 @@ def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None =
             labels.add_file(whole)
         if left_out:
             logger.warning("label: left out: %s", _sentence(left_out))
+        if num_without_verdicts:
+            logger.warning(
+                "label: labels.artefacts is leave_out, but %s grades in %s have no verdicts: whatever they are blocked for, they "
+                "are kept. Grade again to have them: python jobs/grade.py --config FILE --force",
+                *(f"{num_without_verdicts:,}", strong.path),
+            )
         return {"labels": num_labels, "left_out": dict(left_out)}
 
     return make(config, output, write)
@@ -87,6 +104,7 @@ def label_rows(
 ) -> tuple[pa.Table, Counter[str]]:
     """Join and label the rows of one bucket (columns: QUERY_COLUMNS, GRADE_COLUMNS).
 
+    Where `strong` has the column `verdicts`, queries that are blocked for artefacts are left out, see `blocked_for_artefacts`.
     Returns rows of `schemas.LABELS` in the order of `queries`, and how many queries (of `unknown`: grades) were left out for
     which reason. `chosen` are the ids that a limit keeps. Raises ArtifactError as `run_labeling` does.
     """
@@ -107,9 +125,37 @@ def label_rows(
             keep &= ~_numpy(lost)
         left_out[f"{role}_unknown"] += len(grades) - pc.count(row).as_py()
         aligned.append(grades_here)
+    if "verdicts" in strong.column_names:
+        lost = keep & blocked_for_artefacts(queries["split"], *aligned)
+        left_out["strong_artefacts"] = int(lost.sum())
+        keep &= ~lost
     kept = pa.array(keep)
     # The plus drops reasons that nothing was left out for.
     return _with_labels(queries.filter(kept), *(grades.filter(kept) for grades in aligned)), +left_out
+
+
+def blocked_for_artefacts(split: pa.ChunkedArray, weak: pa.Table, strong: pa.Table) -> NDArray[np.bool_]:
+    """Which queries of train and validation are blocked by samples that say nothing of them: bool, (num_queries,).
+
+    Neither model has a right sample, and of the strong model's more than MAX_ARTEFACTS have no answer or were cut off. Never of
+    test: the hard queries would be missing where routers are measured. A row without verdicts is none.
+    """
+    counts = count_verdicts(strong["verdicts"].combine_chunks())
+    is_mostly_artefacts = num_artefacts(counts) > MAX_ARTEFACTS * counts.sum(axis=1)
+    is_solved = _has_right(weak["correct"]) | _has_right(strong["correct"])
+    return is_mostly_artefacts & ~is_solved & _numpy(pc.not_equal(split, "test"))
+
+
+def _num_without_verdicts(grades: pa.Table) -> int:
+    return pc.sum(pc.and_(grades["verdicts"].is_null(), grades["error"].is_null())).as_py() or 0
+
+
+def _has_right(correct: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Bool, (num_queries,)."""
+    lists = correct.combine_chunks()
+    # The lists that each right sample lies in; a null is not right.
+    rows = pc.list_parent_indices(lists).filter(pc.list_flatten(lists))
+    return np.bincount(rows.to_numpy(), minlength=len(lists)).astype(bool)
 
 
 def _with_labels(queries: pa.Table, weak: pa.Table, strong: pa.Table) -> pa.Table:
@@ -179,6 +225,7 @@ def _sentence(left_out: Mapping[str, int]) -> str:
         "missing": "queries without a grade of the {} model",
         "error": "queries with an error of the {} model",
         "unknown": "grades of the {} model without their query",
+        "artefacts": "queries that nobody solves and on which most samples of the {} model have no answer or were cut off",
     }
     parts = []
     for key, count in left_out.items():

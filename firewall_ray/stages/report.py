@@ -1,6 +1,7 @@
 """Labels and scores -> report/: every number as report.json, the figures as PNG, and a self-contained report.html.
 
-Rows in: labels/ and scores/<router>/, whoever wrote them; test split. Runs in the driver, numpy only: no Ray.
+Rows in: labels/ and scores/<router>/, whoever wrote them; test split. Of grades/ the verdicts, where they are there: what the
+queries are blocked for. Runs in the driver, numpy only: no Ray.
 """
 
 import json
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 
 from firewall_ray import policy
 from firewall_ray.config.run import RunConfig
+from firewall_ray.errors import ArtifactError
 from firewall_ray.evaluation import html, plots
 from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores, router_names, scores_label
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, paired_bootstrap, percentile_interval
 from firewall_ray.evaluation.metrics import FRACTIONS, MIN_GAP, oracle_p_weak, performance_curve
+from firewall_ray.evaluation.verdicts import read_verdicts, verdict_sections, warning
 from firewall_ray.stages.stage import Output, Stage, StageResult, make
 from firewall_ray.store.dataset import versions
 from firewall_ray.store.layout import ArtifactStore
@@ -47,6 +50,7 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
         "scores": {name: store.scores(name).require().identity() for name in names},
         "evaluation": config.evaluation.model_dump(mode="json"),
         "pair": config.pair.model_dump(),
+        "grades": {key: _grades_identity(store, key) for key in (config.pair.weak, config.pair.strong)},
         "reference": reference,
         "limit": limit,
     }
@@ -58,6 +62,7 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
         queries, validation_ids = read_labels(store, designs, limit)
         routers = [read_scores(store, name, queries, validation_ids) for name in names]
         report = build_report(config, queries, routers, reference)
+        _add_verdicts(report, store, queries)
         figures = plots.draw(report)
         output.begin()
         for name, figure in figures.items():
@@ -70,6 +75,31 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
         return {"queries": len(queries), "routers": len(routers)}
 
     return make(config, output, write)
+
+
+def _grades_identity(store: ArtifactStore, key: str) -> str | None:
+    grades = store.grades(key)
+    return grades.identity() if grades.state() in ("finished", "foreign") else None
+
+
+def _add_verdicts(report: Report, store: ArtifactStore, queries: LabelledQueries) -> None:
+    """The sections `verdicts` and `blocked`, and their warning; or `without_verdicts`: why they are not there."""
+    try:
+        counts = {key: read_verdicts(store.grades(key), queries.query_ids) for key in report["models"]}
+    except ArtifactError as e:  # Also ArtifactMissing. The report needs labels and scores alone: no grades may stop it.
+        report["without_verdicts"] = str(e)
+    else:
+        unknown = [key for key, of_model in counts.items() if not of_model.any()]
+        if not unknown:
+            sections = verdict_sections(queries, counts)
+            report |= without_nan(sections)
+            report["notices"] += filter(None, [warning(sections)])
+            return
+        report["without_verdicts"] = (
+            f"grades/{unknown[0]} has no verdicts of these queries: they were imported, or made by another program or version. "
+            "Samples are graded again by: python jobs/grade.py --config FILE --force"
+        )
+    logger.info("report: nothing on what queries are blocked for: %s", report["without_verdicts"])
 
 
 def build_report(config: RunConfig, queries: LabelledQueries, routers: list[RouterScores], reference: str) -> Report:
@@ -220,4 +250,4 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-STAGE = Stage("report", run_report, reads=("labels", "scores"), writes=("report",))
+STAGE = Stage("report", run_report, reads=("labels", "scores", "grades"), writes=("report",))

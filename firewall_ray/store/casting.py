@@ -6,16 +6,19 @@ Runs wherever Parquet is read, in the driver and in workers.
 import pyarrow as pa
 
 from firewall_ray.errors import ArtifactError
+from firewall_ray.schemas import is_optional
 
 
 def cast_batch(batch: pa.RecordBatch, schema: pa.Schema, where: str, first_row: int = 0) -> pa.RecordBatch:
-    """The batch's columns in `schema`'s order and types. Raises ArtifactError naming the column, and the row of a null.
+    """The batch's columns in `schema`'s order and types; an optional one that it lacks is nulls.
 
+    Raises ArtifactError naming the column, and the row of a null.
     first_row: the batch's place in what `where` names, so that the row is the file's, counted from 0.
     """
     arrays = []
     for field in schema:
-        column = batch.column(field.name)
+        is_there = field.name in batch.schema.names or not is_optional(field)
+        column = batch.column(field.name) if is_there else pa.nulls(batch.num_rows, field.type)
         try:
             # pyarrow's cast is safe unless told otherwise: it raises for a value that the type cannot hold.
             column = column if column.type == field.type else column.cast(field.type)

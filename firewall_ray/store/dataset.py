@@ -27,6 +27,7 @@ from pyarrow import fs as pafs
 
 import firewall_ray
 from firewall_ray.errors import ArtifactError, ArtifactMissing, StorageFailure
+from firewall_ray.schemas import is_optional
 from firewall_ray.store.casting import cast_batch, castable
 from firewall_ray.store.row_writer import RowWriter, row_writer
 
@@ -329,12 +330,11 @@ class Dataset:
     def _check_files(self, schema: pa.Schema) -> None:
         for path, footer in self.footers().items():
             found = footer.schema.to_arrow_schema()
-            missing = [name for name in schema.names if name not in found.names]
+            needed = [column.name for column in schema if not is_optional(column)]
+            missing = [name for name in needed if name not in found.names]
             if missing:
-                raise ArtifactError(
-                    f"{self.kind}: {path} lacks the columns {missing}. It has {found.names}; needed are {schema.names}."
-                )
-            for wanted in schema:
+                raise ArtifactError(f"{self.kind}: {path} lacks the columns {missing}. It has {found.names}; needed are {needed}.")
+            for wanted in [column for column in schema if column.name in found.names]:
                 if not castable(found.field(wanted.name).type, wanted.type):
                     raise ArtifactError(
                         f"{self.kind}: {path}, column {wanted.name!r} is {found.field(wanted.name).type}, must be {wanted.type}."

@@ -12,15 +12,15 @@ Compaction leaves a plan first, `_compaction.json`, because no object store rena
     {"state": "writing", "generation": g}            files named after g are not whole: delete them, begin again
     {"state": "written", "replaced": [files]}        those of g are; delete the files that they replace, and the parts
 
-With no plan there, files and parts hold each row once; only a row with `error` may have been made again since (`retry`), and then
-the one in the parts counts.
+With no plan there, files and parts hold each row once; only a row that was not final may have been made again since (`retry`), and
+then the one in the parts counts.
 """
 
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -46,6 +46,9 @@ AGE_SHARE = 0.1  # of the time since the first row: a run that is killed after t
 ROWS_PER_FILE = 131_072
 BYTES_PER_FILE = 256 * 2**20
 COPY_ROWS = 1_024  # rows read at once while compacting; with 32 long texts a row is some 30 kB
+
+# A finished dataset -> the ids of the rows that a retry leaves as they are.
+FinalIds = Callable[[Dataset], Iterator[pa.Array]]
 
 logger = logging.getLogger("firewall_ray")
 
@@ -129,18 +132,31 @@ def recover(dataset: Dataset) -> None:
         _clear(dataset, plan["replaced"])
 
 
-def missing_ids(dataset: Dataset, num_rows: int, wanted: Iterable[pa.Array], *, retry: bool = False) -> Iterator[pa.ChunkedArray]:
+def ids_without_error(dataset: Dataset) -> Iterator[pa.Array]:
+    """The ids of its rows that no error stands for."""
+    for batch in dataset.iter_batches(["query_id", "error"]):
+        yield batch["query_id"].filter(batch["error"].is_null())
+
+
+def missing_ids(
+    dataset: Dataset, num_rows: int, wanted: Iterable[pa.Array], *, retry: bool = False, final: FinalIds = ids_without_error
+) -> Iterator[pa.ChunkedArray]:
     """Those of the `wanted` ids that have no row yet, a bucket of ids (see `joins.py`) at a time.
 
-    retry: a row with `error` counts as none, unless it lies in the parts, where this run has just made it.
+    retry: a row that is not `final` counts as none, unless it lies in the parts, where this run has just made it.
     """
-    done = (_ids(dataset, only_fine=retry), _ids(parts_of(dataset)))
+    done = (final(dataset) if retry else _ids(dataset), _ids(parts_of(dataset)))
     for wanted_ids, finished, in_parts in in_buckets(num_rows, wanted, *done):
         yield without(without(wanted_ids, finished), in_parts)
 
 
 def missing_rows(
-    dataset: Dataset, rows: LocalRows, columns: list[str] | None = None, *, retry: bool = False
+    dataset: Dataset,
+    rows: LocalRows,
+    columns: list[str] | None = None,
+    *,
+    retry: bool = False,
+    final: FinalIds = ids_without_error,
 ) -> Iterator[pa.RecordBatch]:
     """Those of `rows` that `missing_ids` finds, with `columns`. In their order where nothing is done yet, else by buckets."""
     if not dataset.files() and not parts_of(dataset).files():
@@ -149,7 +165,7 @@ def missing_rows(
     with spill_folder() as folder:
         # As many buckets as `missing_ids` makes of as many rows, and by the same hash: number i of both hold the same ids.
         spill = Spill(rows.batches(columns), rows.schema_of(columns), num_buckets(len(rows)), folder / "rows")
-        for number, missing in enumerate(missing_ids(dataset, len(rows), rows.column("query_id"), retry=retry)):
+        for number, missing in enumerate(missing_ids(dataset, len(rows), rows.column("query_id"), retry=retry, final=final)):
             bucket = spill.bucket(number)
             yield from bucket.filter(pc.is_in(bucket["query_id"], missing.combine_chunks())).to_batches()
 
@@ -166,12 +182,8 @@ def check_whole(dataset: Dataset, num_rows: int, wanted: Iterable[pa.Array]) -> 
             raise ArtifactError(f"{where} lacks queries, {lost[0].as_py()!r} among them. Run the same command again.")
 
 
-def _ids(dataset: Dataset, *, only_fine: bool = False) -> Iterator[pa.Array]:
-    if not only_fine:
-        yield from (batch["query_id"] for batch in dataset.iter_batches(["query_id"]))
-        return
-    for batch in dataset.iter_batches(["query_id", "error"]):
-        yield batch["query_id"].filter(batch["error"].is_null())
+def _ids(dataset: Dataset) -> Iterator[pa.Array]:
+    return (batch["query_id"] for batch in dataset.iter_batches(["query_id"]))
 
 
 # Compaction ---------------------------------------------------------------------------------------------------------
@@ -180,8 +192,8 @@ def _ids(dataset: Dataset, *, only_fine: bool = False) -> Iterator[pa.Array]:
 def compact(dataset: Dataset) -> None:
     """Moves the parts into files of the dataset. Between `begin` and `finish`, after `recover`; what kills it, `recover` mends.
 
-    A row of the files whose id lies in the parts too, an error that was made again, is left out of the new files; then all are
-    written anew. Memory: COPY_ROWS rows and a row group.
+    A row of the files whose id lies in the parts too was made again, and is left out of the new files; then all are written anew.
+    Memory: COPY_ROWS rows, a row group, and the ids that were made again.
     """
     parts = parts_of(dataset)
     if not parts.files():
@@ -200,21 +212,22 @@ def compact(dataset: Dataset) -> None:
 
 
 def _remade(dataset: Dataset, parts: Dataset) -> pa.Array:
-    """The ids that the files hold with an error and the parts anew. In memory: as many as there were errors, at most."""
-    if "error" not in dataset.schema.names or not dataset.files():
+    """The ids that the files hold and the parts anew, sorted."""
+    if not dataset.files():
         return pa.array([], pa.string())
-    failed = [batch["query_id"].filter(batch["error"].is_valid()) for batch in dataset.iter_batches(["query_id", "error"])]
-    errors = pa.chunked_array(failed, pa.string()).combine_chunks()
-    if not len(errors):
-        return errors
-    # Only those that the parts have: an error that was not made again stays where it is.
-    anew = [ids.filter(pc.is_in(ids, errors)) for ids in _ids(parts)]
-    return pa.chunked_array(anew, pa.string()).combine_chunks()
+    num_rows = dataset.num_rows() + parts.num_rows()
+    both = [new.filter(pc.is_in(new, old.combine_chunks())) for old, new in in_buckets(num_rows, _ids(dataset), _ids(parts))]
+    ids = pa.chunked_array([chunk for ids in both for chunk in ids.chunks], pa.string()).combine_chunks()
+    return ids.take(pc.sort_indices(ids))
 
 
 def _without_ids(dataset: Dataset, ids: pa.Array) -> Iterator[pa.RecordBatch]:
+    """ids: sorted, at least one."""
+    last = pa.scalar(len(ids) - 1, pa.uint64())
     for batch in dataset.iter_batches(batch_rows=COPY_ROWS):
-        yield batch.filter(pc.invert(pc.is_in(batch["query_id"], ids)))
+        # By binary search: a hash table of all ids for every batch would be quadratic, and after a longer limit they are many.
+        places = pc.min_element_wise(pc.search_sorted(ids, batch["query_id"]), last)
+        yield batch.filter(pc.not_equal(ids.take(places), batch["query_id"]))
 
 
 def _chained(*streams: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from handmade import make_config, query, sample, write
 from hypothesis import given
@@ -72,6 +73,8 @@ def test_every_sample_and_the_greedy_answer_get_a_verdict() -> None:
         "error": None,
         "correct": [True, False, True],
         "greedy_correct": False,
+        "verdicts": ["right", "wrong", "right"],
+        "greedy_verdict": "wrong",
     }
 
 
@@ -224,6 +227,77 @@ class TestJob:
         finish_samples(fine, keep_files=False)
         (result,) = grade_all(tmp_path)
         assert (result["action"], result["rows"], graded()) == ("run", 4, ["a", "b", "c", "d"])
+
+    def test_what_was_cut_off_is_graded_again_when_its_samples_are_made_again_and_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Samples of an unchanged origin; killed after the second grading has taken over the new samples' identity."""
+
+        class Recording(TinyWorld):
+            def grade(self, completion: str, reference: Any, options: Any) -> bool:
+                with (tmp_path / "graded.txt").open("a") as file:
+                    file.write(f"{completion}\n")
+                return completion.endswith("yes")
+
+        def graded() -> list[str]:
+            texts = (tmp_path / "graded.txt").read_text().split()
+            (tmp_path / "graded.txt").unlink()
+            return sorted(texts)
+
+        def finish_samples(rows: list[Any], *, keep_files: bool) -> None:
+            samples.begin({}, keep_files=keep_files)
+            write(samples, rows, "ours.parquet")
+            samples.finish({}, {})
+
+        def killed(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(grading, "known_tasks", lambda custom: {"tiny_world": Recording()})
+        store, samples = ArtifactStore(str(tmp_path)), ArtifactStore(str(tmp_path)).samples("weak")
+        write(store.queries(), [query(name) for name in "abcd"])
+        others = [sample("a", ["a-no"], "a-no"), sample("c", ["c-yes"], "c-yes", finish_reasons=["length"])]
+        cut = [
+            sample("b", ["b-er", "b-yes"], "b-yes", finish_reasons=["length", "stop"]),
+            sample("d", ["d-yes"], "d-er", greedy_finish_reason="length"),
+        ]
+        finish_samples([*others, *cut], keep_files=False)
+        grade_all(tmp_path)
+        found = grades(tmp_path)
+        assert [found[name]["verdicts"] for name in "abcd"] == [["wrong"], ["truncated", "right"], ["right"], ["right"]]
+        assert found["d"]["greedy_verdict"] == "truncated"
+        assert graded() == ["a-no", "b-er", "b-yes", "c-yes", "d-er", "d-yes"]
+
+        finish_samples([*others, sample("b", ["b-er-yes", "b-no"], "b-yes"), sample("d", ["d-yes"], "d-no")], keep_files=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(grading, "_grade_rows", killed)
+            with pytest.raises(KeyboardInterrupt):
+                grade_all(tmp_path)
+        (result,) = grade_all(tmp_path)
+        assert (result["action"], result["rows"]) == ("resume", 4)
+        assert graded() == ["b-er-yes", "b-no", "b-yes", "d-no", "d-yes"]
+        found = grades(tmp_path)
+        assert [found[name]["correct"] for name in "abcd"] == [[False], [True, False], [True], [True]]
+        assert found["d"]["greedy_verdict"] == "wrong"
+        assert [r["action"] for r in grade_all(tmp_path)] == ["skip"]
+
+    def test_grades_of_before_there_were_verdicts_are_kept_until_their_samples_change(self, tmp_path: Path) -> None:
+        store, samples = ArtifactStore(str(tmp_path)), ArtifactStore(str(tmp_path)).samples("weak")
+        write(store.queries(), [query("a"), query("b")])
+        samples.begin({})
+        write(samples, [sample("a", ["no"], "no")])
+        samples.finish({}, {})
+        grade_all(tmp_path)
+        old = store.grades("weak")
+        (file,) = old.files()
+        pq.write_table(pq.read_table(file).drop_columns(["verdicts", "greedy_verdict"]), file)
+        assert [r["action"] for r in grade_all(tmp_path)] == ["skip"]
+        assert (grades(tmp_path)["a"]["correct"], grades(tmp_path)["a"]["verdicts"]) == ([False], None)
+        samples.begin({}, keep_files=True)
+        write(samples, [sample("b", ["yes"])], "more.parquet")
+        samples.finish({}, {})
+        (result,) = grade_all(tmp_path)
+        assert (result["action"], result["rows"]) == ("resume", 2)
+        assert {name: row["verdicts"] for name, row in grades(tmp_path).items()} == {"a": ["wrong"], "b": ["right"]}
 
     def test_retry_errors_grades_rows_with_an_error_again_and_no_others(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -88,6 +88,8 @@ def test_an_answer_of_each_model_becomes_a_query_and_two_grades(tmp_path: Path) 
         "correct": [True],
         "greedy_correct": True,
         "error": None,
+        "verdicts": None,  # right or not is all that outcomes say
+        "greedy_verdict": None,
     }
     assert grades(store, "weak")["correct"] == [False]
 

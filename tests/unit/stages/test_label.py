@@ -249,6 +249,55 @@ def test_labels_of_another_program_are_not_overwritten(tmp_path: Path) -> None:
     assert not (tmp_path / "labels" / "theirs.parquet").exists()
 
 
+# Blocked for artefacts -----------------------------------------------------------------------------------------------
+
+
+def blocked_runs() -> tuple[list[Any], list[Any], list[Any]]:
+    """Queries that neither model solves but for c and d; after each the strong model's four samples."""
+    short = {"w": "wrong", "n": "no_answer", "t": "truncated", "r": "right"}
+    # a: 3 of 4 artefacts. b: 2 of 4, no more than half. c: solved by weak. d: by strong. e: as a, of test. f: as a, of validation.
+    # g: of before there were verdicts.
+    strong = {"a": "ttnw", "b": "tnww", "c": "tttt", "d": "tttr", "e": "tttt", "f": "nnnn", "g": None}
+    splits = {"e": "test", "f": "validation"}
+    queries = [query(name, split=splits.get(name, "train")) for name in strong]
+    weak = [grade(name, "0100" if name == "c" else "0000", verdicts=["truncated"] * 4) for name in strong]
+    of_strong = [
+        grade(name, "0001" if name == "d" else "0000", verdicts=None if letters is None else [short[letter] for letter in letters])
+        for name, letters in strong.items()
+    ]
+    return queries, weak, of_strong
+
+
+def test_queries_blocked_for_artefacts_are_left_out_where_asked_for_and_never_of_test(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pair(ArtifactStore(str(tmp_path)), *blocked_runs())
+    config = make_config(str(tmp_path), labels={"artefacts": "leave_out"})
+    result = run_labeling(config, ArtifactStore(str(tmp_path)))
+    assert list(labels(tmp_path)) == ["b", "c", "d", "e", "g"]
+    assert result["left_out"] == {"strong_artefacts": 2}
+    assert "2 queries that nobody solves and on which most samples of the strong model have no answer" in caplog.text
+    assert "1 grades" in caplog.text
+    assert "have no verdicts" in caplog.text
+
+
+def test_they_are_kept_by_default_and_labels_of_before_the_choice_are_those_that_keep_them(tmp_path: Path) -> None:
+    write_pair(ArtifactStore(str(tmp_path)), *blocked_runs())
+    assert label(tmp_path)["labels"] == 7
+    assert labels(tmp_path)["a"]["soft_block"] == 1
+    assert "artefacts" not in json.loads((tmp_path / "labels" / "_MANIFEST.json").read_text())["settings"]
+    leave_out = make_config(str(tmp_path), labels={"artefacts": "leave_out"})
+    assert run_labeling(leave_out, ArtifactStore(str(tmp_path)))["labels"] == 5
+    assert run_labeling(leave_out, ArtifactStore(str(tmp_path)))["action"] == "skip"
+    assert label(tmp_path)["labels"] == 7
+
+
+def test_a_verdict_that_there_is_not_is_named(tmp_path: Path) -> None:
+    write_pair(ArtifactStore(str(tmp_path)), [query("a")], [grade("a", "0")], [grade("a", "0", verdicts=["refused"])])
+    with pytest.raises(ArtifactError, match="a verdict is 'refused'; there are right, wrong, no_answer, truncated"):
+        run_labeling(make_config(str(tmp_path), labels={"artefacts": "leave_out"}), ArtifactStore(str(tmp_path)))
+
+
 @settings(deadline=None)
 @given(st.lists(st.text(min_size=1), unique=True, max_size=40), st.integers(1, 6))
 def test_partitioning_loses_no_row_and_splits_no_id(ids: list[str], count: int) -> None:

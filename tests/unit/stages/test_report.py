@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from handmade import grade
+from handmade import write as write_dataset
 from rich.console import Console
 
 from firewall_ray.config.run import RunConfig
@@ -231,6 +233,56 @@ def test_the_page_is_self_contained_whole_and_has_every_router(two_tasks: tuple)
     assert "prefers-color-scheme: dark" in page
     for name in ("cost_quality", "cost_quality_sums", "cost_quality_facts", "bins_soft_block", "bins_noisy"):
         assert (root / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def write_grades(root: Path, labels: pa.Table, failure: str, models: tuple[str, ...] = ("small", "large")) -> None:
+    """As many right samples of eight as the labels say, and `failure` for the others."""
+    for model, column in zip(("small", "large"), ("pass_rate_weak", "pass_rate_strong"), strict=True):
+        if model in models:
+            right = np.rint(8 * labels[column].to_numpy()).astype(int).tolist()
+            rows = zip(labels["query_id"].to_pylist(), right, strict=True)
+            graded = [
+                grade(name, "1" * num + "0" * (8 - num), verdicts=["right"] * num + [failure] * (8 - num)) for name, num in rows
+            ]
+            write_dataset(ArtifactStore(str(root)).grades(model), graded)
+
+
+def test_the_report_says_what_queries_are_blocked_for_and_warns_where_it_is_no_wrong_answer(tmp_path: Path) -> None:
+    labels = labels_table(("sums", "facts"))
+    store = write(tmp_path, labels, soft_block=scores_table(labels))
+    for failure, warned in (("truncated", True), ("wrong", False)):
+        write_grades(tmp_path, labels, failure)
+        assert run_report(config(tmp_path), store)["action"] == "run"  # also the second time: other grades
+        report = strict_json((tmp_path / "report" / "report.json").read_text())
+        test = labels.to_pandas().query("split == 'test'")
+        blocked = test.query("pass_rate_weak == 0 and pass_rate_strong == 0")
+        assert report["verdicts"]["small"]["sums"]["right"] == pytest.approx(test.query("task == 'sums'")["pass_rate_weak"].mean())
+        assert (report["blocked"]["all"]["num_queries"], report["blocked"]["all"][failure]) == (len(blocked), 1.0)
+        out = StringIO()
+        print_table(report, Console(file=out, width=2_000))
+        page = (tmp_path / "report" / "report.html").read_text()
+        for shown in (page, out.getvalue(), " ".join(report["notices"])):
+            assert ("100% were cut off by the limit of tokens" in shown) == warned
+        assert f"{len(blocked)} of the test queries ({len(blocked) / len(test):.1%}) are solved by neither model" in page
+        assert (tmp_path / "report" / "verdicts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_grades_or_their_verdicts_the_report_says_that_it_cannot_know(tmp_path: Path) -> None:
+    labels = labels_table()
+    store = write(tmp_path, labels, soft_block=scores_table(labels))
+
+    def reason() -> str:
+        run_report(config(tmp_path, num_bootstrap=10), store)
+        report = load_report(store.report())
+        assert "verdicts" not in report
+        assert "Not known here" in (tmp_path / "report" / "report.html").read_text()
+        return str(report["without_verdicts"])
+
+    assert "nothing at" in reason()
+    write_grades(tmp_path, labels, "wrong", ("small",))
+    assert "grades/large" in reason()
+    write_dataset(store.grades("large"), [grade("q0000", "1")])
+    assert "grades/large has no verdicts of these queries" in reason()
 
 
 def test_the_table_in_the_terminal_names_every_router(two_tasks: tuple) -> None:

@@ -243,6 +243,19 @@ def test_a_null_where_a_value_is_needed_is_named_by_its_row_in_the_file(store: A
         store.queries().require().read()
 
 
+def test_an_optional_column_that_is_not_there_reads_as_nulls_and_one_of_a_wrong_type_is_refused(store: ArtifactStore) -> None:
+    grades = store.grades("weak")
+    required = pa.schema([field for field in grades.schema if field.name not in ("verdicts", "greedy_verdict")])
+    write(grades, [grade("a", "10")], "old.parquet", schema=required)
+    write(grades, [grade("b", "10", verdicts=["right", "truncated"])], "new.parquet")
+    found = grades.require().read().sort_by("query_id")
+    assert found["verdicts"].to_pylist() == [None, ["right", "truncated"]]
+    assert found.schema == grades.schema
+    write(grades, [grade("c", "1")], "theirs.parquet", schema=required.append(pa.field("verdicts", pa.string())))
+    with pytest.raises(ArtifactError, match=r"theirs\.parquet, column 'verdicts' is string, must be list"):
+        grades.require()
+
+
 def test_a_number_that_does_not_fit_is_named(store: ArtifactStore) -> None:
     samples = store.samples("weak")
     rows = [{"query_id": "a", "task": "t", "model": "m", "num_prompt_tokens": 2**40}]

@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs as pafs
 
 from firewall_ray.errors import ArtifactError
-from firewall_ray.store import parts
+from firewall_ray.store import joins, parts
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_ids, parts_of, recover
 
@@ -134,6 +134,22 @@ def test_a_row_that_was_made_again_replaces_its_error_and_the_others_stay(tmp_pa
     parts_of(dataset).append(pa.concat_tables([rows(["c"]), rows(["e"])]), "part-1.parquet")
     compact(dataset)
     assert content(dataset) == [("a", None), ("b", None), ("c", None), ("d", "HTTP 500"), ("e", None)]
+
+
+def test_a_row_without_error_that_was_made_again_is_replaced_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joins, "BUCKET_ROWS", 2)  # in several buckets
+    dataset = dataset_at(tmp_path)
+    dataset.append(rows(["d", "a", "c", "b"]), "part-old-00000.parquet")
+    parts_of(dataset).append(rows(["c", "a", "e"], "made again"), "part-1.parquet")
+    compact(dataset)
+    assert content(dataset) == [("a", "made again"), ("b", None), ("c", "made again"), ("d", None), ("e", "made again")]
+
+
+def test_a_caller_says_which_rows_are_final(tmp_path: Path) -> None:
+    dataset = dataset_at(tmp_path)
+    dataset.append(rows(["a", "b"]), "part-old-00000.parquet")
+    missing = missing_ids(dataset, 2, [pa.array(["a", "b"])], retry=True, final=lambda dataset: iter([pa.array(["b"])]))
+    assert [i for ids in missing for i in ids.to_pylist()] == ["a"]
 
 
 def test_what_is_missing_is_what_has_no_row_and_on_a_retry_what_failed_before_this_run(tmp_path: Path) -> None:
