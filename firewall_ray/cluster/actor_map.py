@@ -35,7 +35,16 @@ from firewall_ray.cluster.workers import ErrorRows
 from firewall_ray.errors import EngineDied, FirewallRayError, SystemFailure
 from firewall_ray.store.dataset import Dataset, storage_errors
 from firewall_ray.store.joins import LocalRows
-from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_ids, missing_rows, recover
+from firewall_ray.store.parts import (
+    FinalIds,
+    PartsWriter,
+    check_whole,
+    compact,
+    ids_without_error,
+    missing_ids,
+    missing_rows,
+    recover,
+)
 
 WANTED = "_wanted"  # the rows of this run, as the pipeline's input
 ROWS_PER_WANTED_FILE = 262_144
@@ -51,7 +60,8 @@ class ActorMap:
 
     rows: with a query_id, and `columns` (all, when None), which the actor reads. actor: a class constructed with `arguments` and
     `progress`, a counter; see `workers.py` for how it is called, `progress.py` for what it may tell. name: of the work, in
-    messages. error_rows: makes the rows with `error` of those that are set aside; None where the dataset has no such column.
+    messages. retry_errors: rows that are there and not `final`, without an error when nothing else is said, are made again too.
+    error_rows: makes the rows with `error` of those that are set aside; None where the dataset has no such column.
     when_whole: called in the map's thread, to finish the dataset while other maps go on.
     """
 
@@ -64,6 +74,7 @@ class ActorMap:
     name: str
     error_rows: ErrorRows | None = None
     retry_errors: bool = False
+    final: FinalIds = ids_without_error
     columns: list[str] | None = None
     when_whole: Callable[[], None] | None = None
     _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
@@ -73,7 +84,9 @@ class ActorMap:
         """How many rows are to be done. Before `begin`, which may delete what is there, it counts that."""
         recover(self.output)
         ids = self.rows.column("query_id")
-        return sum(len(missing) for missing in missing_ids(self.output, len(self.rows), ids, retry=self.retry_errors))
+        return sum(
+            len(missing) for missing in missing_ids(self.output, len(self.rows), ids, retry=self.retry_errors, final=self.final)
+        )
 
     def stop(self, *, keep: bool) -> None:
         """From another thread than `run`'s. keep: write what is done; not where another job may hold these folders by now."""
@@ -130,7 +143,7 @@ class ActorMap:
     def _write_wanted(self) -> int:
         """The rows to do as Parquet files, which nodes read as they get to them. Returns how many there are."""
         _delete_folder(self.output, WANTED)
-        missing = missing_rows(self.output, self.rows, self.columns, retry=self.retry_errors)
+        missing = missing_rows(self.output, self.rows, self.columns, retry=self.retry_errors, final=self.final)
         return write_rows(self.output, WANTED, missing, self.rows.schema_of(self.columns), self.pool.batch_rows)
 
     def _explained(self, cause: Exception) -> FirewallRayError:

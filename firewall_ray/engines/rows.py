@@ -54,6 +54,7 @@ def sample_row(
         "num_generated_tokens": [sample.num_tokens for sample in samples],
         "finish_reasons": [sample.finish_reason and without_surrogates(sample.finish_reason) for sample in samples],
         "greedy_text": without_surrogates(greedy.text),
+        "greedy_finish_reason": greedy.finish_reason and without_surrogates(greedy.finish_reason),
         "greedy_margin": greedy_margin,
         "num_prompt_tokens": num_prompt_tokens,
         "error": None,

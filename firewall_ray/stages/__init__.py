@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from firewall_ray.stages.stage import Stage
 
-PIPELINE = ("prepare_queries", "sample", "grade", "label", "train_router", "score", "report")
+PIPELINE = ("prepare_queries", "sample", "grade", "extend_truncated", "label", "train_router", "score", "report")
 
 
 def load_stage(verb: str) -> "Stage":

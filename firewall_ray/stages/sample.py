@@ -8,6 +8,7 @@ only the new ones.
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -33,6 +34,7 @@ from firewall_ray.stages.sampling_size import size_words
 from firewall_ray.stages.stage import Output, Stage, StageResult
 from firewall_ray.store.joins import LocalRows
 from firewall_ray.store.layout import ArtifactStore
+from firewall_ray.store.parts import ids_without_error
 from firewall_ray.tasks import get_task, known_tasks
 
 logger = logging.getLogger("firewall_ray")
@@ -62,12 +64,17 @@ def run_sampling(
             raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")
     queries = read_queries(store, limit)
     jobs = [SamplingJob(config, store, key, queries, force=force, retry_errors=retry_errors) for key in keys]
+    return run_jobs("sample", jobs)
+
+
+def run_jobs(stage: str, jobs: Sequence["SamplingJob"]) -> list[StageResult]:
+    """Those that have something to do, side by side. A result for each."""
     pending = [job for job in jobs if job.output.is_wanted]
     for job in pending:  # all of them before the first engine starts: what is wrong shows at once
         job.check()
     done = {job.key: job.begin() for job in pending}
     try:
-        run_actor_maps("sample", [job.map for job in pending], done)
+        run_actor_maps(stage, [job.map for job in pending], done)
     finally:
         for job in pending:
             # Also after an error: Ray keeps a group for as long as its job lasts, and in it the GPUs.
@@ -107,7 +114,10 @@ def sampling_spec(config: RunConfig, tasks: set[str], prompt: PromptFormat) -> S
 
 
 class SamplingJob:
-    """One model's part of the job: decide, check, run, count."""
+    """One model's part of the job: decide, check, run, count.
+
+    more_tokens: make the rows of `queries` that are there again, with this limit in place of the config's (`extend_truncated.py`).
+    """
 
     def __init__(
         self,
@@ -116,8 +126,9 @@ class SamplingJob:
         key: str,
         queries: LocalRows,
         *,
-        force: bool,
-        retry_errors: bool,
+        force: bool = False,
+        retry_errors: bool = False,
+        more_tokens: int | None = None,
     ) -> None:
         self.config = config
         self.key = key
@@ -127,6 +138,10 @@ class SamplingJob:
         recorded = (self.samples.settings() or {}).get("model", {}).get("prompt")
         self.spec = sampling_spec(config, tasks_of(queries), prompt_format(key, self.model, recorded))
         settings = sample_settings(self.model, self.spec)
+        if more_tokens is not None:
+            # Beside `sampling`, which stays the config's: the rows are still what it asks for, some with more room.
+            settings["extended"] = more_tokens
+            self.spec = replace(self.spec, max_tokens=dict.fromkeys(self.spec.max_tokens, more_tokens))
         self.map = ActorMap(
             key=key,
             output=self.samples,
@@ -137,7 +152,8 @@ class SamplingJob:
             pool=self._pool(),
             name=f"the engine of model {key!r}",
             error_rows=error_rows_of(lambda query, error: error_row(query, key, error), SAMPLES),
-            retry_errors=retry_errors,
+            retry_errors=retry_errors or more_tokens is not None,
+            final=ids_without_error if more_tokens is None else lambda samples: iter(()),
             when_whole=self._finish,
         )
         same = same_samples(key, self.samples.path)

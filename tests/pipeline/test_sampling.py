@@ -28,8 +28,11 @@ from firewall_ray.config.run import RunConfig
 from firewall_ray.engines.rows import SamplingSpec
 from firewall_ray.engines.vllm import VllmSampler
 from firewall_ray.errors import ArtifactError, EngineDied, ModelError, TaskError
+from firewall_ray.stages.extend_truncated import run_extension
+from firewall_ray.stages.grade import run_grading
 from firewall_ray.stages.prepare_queries import run_prepare_queries
 from firewall_ray.stages.sample import run_sampling
+from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import parts_of
 
@@ -269,3 +272,37 @@ def test_tokens_move_before_the_first_batch_ends_and_the_engine_says_what_it_doe
     assert list(dict.fromkeys(states))[:1] == ["loading the model"]
     assert {"first batch", "sampling"} <= set(states)
     assert any(call[4].get("running") for call in told if call[0] == "state")
+
+
+# More room ----------------------------------------------------------------------------------------------------------
+
+
+def test_answers_that_were_cut_off_are_sampled_again_with_more_room_and_all_of_their_query_s(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    data = settings(tmp_path, 40, num_samples=8, max_tokens=2, extend_truncated=24)
+    config = RunConfig.model_validate({**data, "pair": {"weak": "weak", "strong": "weak"}})
+    store = ArtifactStore(config.root)
+    run_prepare_queries(config, store)
+    run_sampling(config, store)
+    run_grading(config, store)
+    samples, grades = by_id(store.samples("weak")), by_id(store.grades("weak"))
+    cut = {i for i, row in grades.items() if "truncated" in [*row["verdicts"], row["greedy_verdict"]]}
+    assert 0 < len(cut) < 40  # two tokens are enough for "7" and EOS
+
+    sampling, grading = run_extension(config, store)
+    assert (sampling["num_rows"], sampling["num_rows_made"], grading["rows"]) == (40, len(cut), 40)
+    longer, regraded = by_id(store.samples("weak")), by_id(store.grades("weak"))
+    for query_id in samples:
+        if query_id in cut:
+            assert max(longer[query_id]["num_generated_tokens"]) > 2
+        else:
+            assert (longer[query_id], regraded[query_id]) == (samples[query_id], grades[query_id])
+    assert sum(sum(row["correct"]) for row in regraded.values()) > sum(sum(row["correct"]) for row in grades.values())
+    # Nothing is left to extend, nothing to sample or grade.
+    assert run_extension(config, store) == []
+    assert [result["action"] for result in (*run_sampling(config, store), *run_grading(config, store))] == ["skip", "skip"]
+
+
+def by_id(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    return {row["query_id"]: row for row in dataset.read().to_pylist()}
