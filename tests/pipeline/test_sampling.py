@@ -295,7 +295,7 @@ def test_answers_that_were_cut_off_are_sampled_again_with_more_room_and_all_of_t
     longer, regraded = by_id(store.samples("weak")), by_id(store.grades("weak"))
     for query_id in samples:
         if query_id in cut:
-            assert max(longer[query_id]["num_generated_tokens"]) > 2
+            assert set(longer[query_id]["finish_reasons"]) == {"stop"}  # 24 tokens are enough for every answer
         else:
             assert (longer[query_id], regraded[query_id]) == (samples[query_id], grades[query_id])
     assert sum(sum(row["correct"]) for row in regraded.values()) > sum(sum(row["correct"]) for row in grades.values())
