@@ -19,7 +19,7 @@ import ray
 
 from firewall_ray.cluster.progress import watch
 from firewall_ray.config.run import RunConfig
-from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure
+from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure, TaskError
 from firewall_ray.schemas import GRADES, SAMPLES
 from firewall_ray.stages.grading_blocks import SampleRows, look_over, plan_blocks, read_block
 from firewall_ray.stages.prepare_queries import read_queries, tasks_of
@@ -138,7 +138,7 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
         if error is None:
             try:
                 row |= _grade(get_task(sample["task"], tasks), sample, query["reference"], options)
-            except SystemFailure:  # No row's fault: where one program cannot be run, none can.
+            except (SystemFailure, TaskError):  # No row's fault: where one program cannot be run, or no grader be had, none can.
                 raise
             except Exception as e:  # A grader's bug, or a reference that lacks a field: this row's loss, not the job's.
                 error = f"the grader of {sample['task']} failed: {type(e).__name__}: {e}"[:MAX_ERROR_CHARS]
@@ -247,7 +247,9 @@ def _grade_rows(
 
 def _options(config: RunConfig, queries: LocalRows, tasks: Mapping[str, Task]) -> Options:
     sections = config.grading.model_dump(exclude={"batch_size"})
-    sections |= {name: own.model_dump(include={"grader", "sandbox"}) for name, own in config.queries.custom_tasks().items()}
+    sections |= {
+        name: own.model_dump(include={"grader", "sandbox", "evaluate"}) for name, own in config.queries.custom_tasks().items()
+    }
     return {get_task(name, tasks).name: sections.get(name, {}) for name in sorted(tasks_of(queries))}
 
 
