@@ -1,9 +1,12 @@
 """Labels and scores -> report/: metrics with intervals, figures, and a page to read them on."""
 
+from contextlib import ExitStack
+
 from firewall_ray.cli import ConfigOption, ForceOption, LimitOption, RootOption, SetOption, job, run
 from firewall_ray.cluster.display import console
 from firewall_ray.evaluation.table import load_report, print_table
 from firewall_ray.stages import load_stage
+from firewall_ray.store.leases import lease
 
 
 def main(
@@ -11,11 +14,18 @@ def main(
 ) -> None:
     """Evaluate every router under ROOT/scores on the labelled test queries; write ROOT/report with report.html.
 
-    Needs labels/ and scores/ alone, whoever wrote them, and no Ray; with grades/ it also says what queries are blocked for. --limit
+    Needs labels/ and scores/ alone, whoever wrote them, and no Ray. With grades/ it also says what queries are blocked for; with
+    evaluation.metrics it reads queries/ and samples/ too. --limit
     keeps the first N test queries.
     """
     stage = load_stage("report")
-    with job("report", config, root, set_, needs_ray=False, reads=stage.reads, writes=stage.writes) as context:
+    with (
+        job("report", config, root, set_, needs_ray=False, reads=stage.reads, writes=stage.writes) as context,
+        ExitStack() as stack,
+    ):
+        # Apart from the job's own, since a report without metrics need not wait for a model that is being sampled.
+        if context.config.evaluation.metrics:
+            stack.enter_context(lease(context.store, "report", reads=("queries", "samples")))
         # Not `run_stage`: the table is printed before the result.
         (result,) = stage.results(context.config, context.store, limit=limit, force=force)
         print_table(load_report(context.store.report()), console)

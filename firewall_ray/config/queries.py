@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from firewall_ray.config.base import Name, Positive, Strict
+from firewall_ray.config.evaluate_module import NO_PROGRAMS, EvaluateGraderOptions, runs_programs
 
 # Benchmarks ----------------------------------------------------------------------------------------------------------
 
@@ -104,8 +105,10 @@ class CustomTaskOptions(Strict):
     answer: str = Field("answer", description="The field with the reference, as the grader wants it.")
     splits: SplitsConfig = Field(SplitsConfig(), description="How to split a single file. A folder's files are the splits.")
     grader: str = Field(
-        "exact", description="exact, numeric, regex, code, or package.module:function; see firewall_ray/tasks/graders.py."
+        "exact",
+        description="exact, numeric, regex, code, evaluate:<module> or package.module:function; see firewall_ray/tasks/graders.py.",
     )
+    evaluate: EvaluateGraderOptions | None = Field(None, description="For the grader evaluate:<module>. None: its defaults.")
     sandbox: SandboxConfig = Field(SandboxConfig(), description="For the grader code.")
     max_tokens: Positive = Field(256, description="Of a completion. Generous for the longest right answer, no more.")
     stop: list[str] = Field(["\nQuestion:"], description="Stop strings: what a base model writes after its answer.")
@@ -114,13 +117,29 @@ class CustomTaskOptions(Strict):
     @classmethod
     def _grader_is_named(cls, value: str) -> str:
         # Only its form is checked: the module need not be importable where the config is read. [^\W\d]\w* is an identifier.
-        if value not in GRADERS and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
-            raise ValueError(f"must be one of {', '.join(GRADERS)}, or a Python function as package.module:function")
+        if value not in GRADERS and not re.fullmatch(rf"{EVALUATE}\S.*|[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+            raise ValueError(
+                f"must be one of {', '.join(GRADERS)}, or a Python function as package.module:function, or a module of Hugging "
+                "Face's evaluate as evaluate:NAME"
+            )
         return value
+
+    @model_validator(mode="after")
+    def _evaluate_is_asked_for(self) -> "CustomTaskOptions":
+        if not self.grader.startswith(EVALUATE):
+            if self.evaluate is not None:
+                raise ValueError(f"`evaluate` is for `grader: evaluate:<module>`, but grader is {self.grader!r}")
+        elif runs_programs(self.grader.removeprefix(EVALUATE)) and self.sandbox.isolation != "unsafe":
+            raise ValueError(
+                f"{NO_PROGRAMS}; take that. Only for completions that you trust: sandbox: {{isolation: unsafe}} here, and "
+                "HF_ALLOW_CODE_EVAL=1 in the environment of the workers"
+            )
+        return self
 
 
 # Their names alone, since config imports nothing of tasks/; a test keeps them those of tasks/graders.py.
 GRADERS = ("exact", "numeric", "regex", "code")
+EVALUATE = "evaluate:"  # what the name of a module of Hugging Face's `evaluate` follows in `grader`
 
 
 class TasksConfig(Strict):

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from firewall_ray.config.base import Name, PairConfig, Positive, Strict
 from firewall_ray.config.baselines import BaselinesConfig
+from firewall_ray.config.evaluate_module import AnswerMetrics
 from firewall_ray.config.grading import GradingConfig
 from firewall_ray.config.labels import LabelsConfig
 from firewall_ray.config.models import ModelConfig, SamplingConfig
@@ -30,6 +31,11 @@ class EvaluationConfig(Strict):
     confidence: float = Field(0.95, gt=0, lt=1)
     num_bins: Positive = Field(10, description="Bins of the figures of the paper's appendix B.")
     seed: int = Field(0, description="Breaks ties and draws the bootstrap.")
+    metrics: AnswerMetrics = Field(
+        {},
+        description="Modules of Hugging Face's evaluate over the models' greedy answers, by the name that they get, such as "
+        "{rouge: {key: rougeL}}. With one, the report also reads queries/ and samples/.",
+    )
 
 
 class RayConfig(Strict):

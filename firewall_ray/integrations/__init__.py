@@ -1,4 +1,5 @@
-"""The metrics as modules of Hugging Face's `evaluate`: ``evaluate.load("firewall_ray/integrations/triviaqa.py")``.
+"""The metrics as modules of Hugging Face's `evaluate`: ``evaluate.load("firewall_ray/integrations/triviaqa")``.
 
-Loaded from their files, without a network. They only wrap what the package computes with, and nothing in it imports them.
+A folder each, with the script and its card, as `evaluate` loads them; without a network. They only wrap what the package computes
+with. Nothing in the package imports them; a run's config may name one.
 """

@@ -217,7 +217,9 @@ def _grade_rows(
 
 def _options(config: RunConfig, queries: LocalRows, tasks: Mapping[str, Task]) -> Options:
     sections = config.grading.model_dump(exclude={"batch_size"})
-    sections |= {name: own.model_dump(include={"grader", "sandbox"}) for name, own in config.queries.custom_tasks().items()}
+    sections |= {
+        name: own.model_dump(include={"grader", "sandbox", "evaluate"}) for name, own in config.queries.custom_tasks().items()
+    }
     return {get_task(name, tasks).name: sections.get(name, {}) for name in sorted(tasks_of(queries))}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from firewall_ray.errors import SystemFailure
+from firewall_ray.errors import SystemFailure, TaskError
 from firewall_ray.schemas import GRADES
 from firewall_ray.tasks import TASKS, Task, get_task
 
@@ -35,7 +35,7 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
         if error is None:
             try:
                 row |= _grade(get_task(sample["task"], tasks), sample, query["reference"], options)
-            except SystemFailure:  # No row's fault: where one program cannot be run, none can.
+            except (SystemFailure, TaskError):  # No row's fault: where one program cannot be run, or no grader be had, none can.
                 raise
             except Exception as e:  # A grader's bug, or a reference that lacks a field: this row's loss, not the job's.
                 error = f"the grader of {sample['task']} failed: {type(e).__name__}: {e}"[:MAX_ERROR_CHARS]

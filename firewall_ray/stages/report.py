@@ -1,7 +1,7 @@
 """Labels and scores -> report/: every number as report.json, the figures as PNG, and a self-contained report.html.
 
 Rows in: labels/ and scores/<router>/, whoever wrote them; test split. Of grades/ the verdicts, where they are there: what the
-queries are blocked for. Runs in the driver, numpy only: no Ray.
+queries are blocked for. With `evaluation.metrics` queries/ and samples/ too. Runs in the driver, numpy only: no Ray.
 """
 
 import json
@@ -20,6 +20,7 @@ from firewall_ray import policy
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError
 from firewall_ray.evaluation import html, plots
+from firewall_ray.evaluation.answer_metrics import add_answer_metrics, inputs_of_metrics
 from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores, router_names, scores_label
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, paired_bootstrap, percentile_interval
@@ -53,6 +54,7 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
         "grades": {key: _grades_identity(store, key) for key in (config.pair.weak, config.pair.strong)},
         "reference": reference,
         "limit": limit,
+        "metrics": inputs_of_metrics(config, store),
     }
     dataset = store.report()
     output = Output.plan("report", dataset, settings, force=force, path=f"{dataset.path}/report.html")
@@ -63,6 +65,7 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
         routers = [read_scores(store, name, queries, validation_ids) for name in names]
         report = build_report(config, queries, routers, reference)
         _add_verdicts(report, store, queries)
+        add_answer_metrics(report, config, store, queries)
         figures = plots.draw(report)
         output.begin()
         for name, figure in figures.items():

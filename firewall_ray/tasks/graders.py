@@ -4,6 +4,8 @@
 * ``numeric``: the last number in the completion is the reference's number: 18, 18.0, $18 and 1.8e1 are one number;
 * ``regex``: the reference, a pattern, is found in the completion (anchor it where it must be all of it);
 * ``code``: the completion's code runs with the reference, a text of Python tests, to its end without an exception;
+* ``evaluate:module``: a module of Hugging Face's `evaluate` gives the completion a score of the task's threshold or more; see
+  `evaluate_grader.py`;
 * ``package.module:function``: a function of yours, ``(completion: str, reference) -> bool``, with the reference as it is.
 
 Each is a pair: what a reference must be, which is checked when the queries are prepared, and the verdict.
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import regex
 
+from firewall_ray.config.queries import EVALUATE
 from firewall_ray.errors import TaskError
 from firewall_ray.sandbox.program import PASSED, Limits
 from firewall_ray.sandbox.sandbox import shared_sandbox
@@ -25,6 +28,7 @@ from firewall_ray.tasks.base import PROGRAM_VERDICT_S, VERDICT_S
 from firewall_ray.tasks.humaneval import extract_code
 
 FUNCTION_VERDICT_S = 1e-3  # nobody knows; between a comparison and a program
+EVALUATE_VERDICT_S = 5e-3  # `evaluate` takes some milliseconds for any call of any module
 SECONDS_PER_PATTERN = 5.0  # A pattern that backtracks for ever must not hold a worker for ever.
 
 _NUMBER = regex.compile(r"-?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?")
@@ -33,21 +37,29 @@ _NUMBER = regex.compile(r"-?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]
 class Grader(NamedTuple):
     """problem: of a reference, what is wrong with it, or None. is_right: of a completion, a reference and the task's options.
 
-    verdict_s: see `Task`.
+    verdict_s: see `Task`. try_out: of one query's reference and the task's options, before any is written: raises TaskError where
+    no answer could be graded with them.
     """
 
     problem: Callable[[Any], str | None]
     is_right: Callable[[str, Any, Mapping[str, Any]], bool]
     verdict_s: float = VERDICT_S
+    try_out: Callable[[Any, Mapping[str, Any]], None] = lambda reference, options: None
 
 
 def get_grader(name: str) -> Grader:
-    """The grader of a config's `grader`. Raises TaskError where a function cannot be imported."""
+    """The grader of a config's `grader`. Raises TaskError where a function cannot be imported, or a module not be loaded."""
+    if name.startswith(EVALUATE):
+        from firewall_ray.tasks.evaluate_grader import evaluate_grader  # which makes a `Grader`
+
+        return evaluate_grader(name)
     return GRADERS[name] if name in GRADERS else _function_grader(name)
 
 
 def verdict_s(name: str) -> float:
     """Of a config's `grader`, without importing a function's module, which may be there on the cluster alone."""
+    if name.startswith(EVALUATE):
+        return EVALUATE_VERDICT_S
     return GRADERS[name].verdict_s if name in GRADERS else FUNCTION_VERDICT_S
 
 

@@ -32,7 +32,7 @@ LIGHT = (
     *("firewall_ray.tasks", "firewall_ray.sandbox", "firewall_ray.evaluation.metrics"),
     *("firewall_ray.cluster.connect", "firewall_ray.cluster.display", "firewall_ray.cli"),
 )
-HEAVY = {"ray", "torch", "vllm", "deepspeed", "transformers", "datasets", "sklearn", "matplotlib"}
+HEAVY = {"ray", "torch", "vllm", "deepspeed", "transformers", "datasets", "evaluate", "sklearn", "matplotlib"}
 MAX_LINES = 300
 LONGER = ("firewall_ray.store.dataset",)  # the whole protocol
 

@@ -1,36 +1,57 @@
-"""The `evaluate` modules, loaded from their files as a user would, with the network off, against the package's own functions."""
+"""The `evaluate` modules, loaded from their folders as a user would, with the network off, against the package's own functions."""
 
+import ast
 import json
-import socket
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import evaluate
 import numpy as np
 import pytest
+from evaluate_scripts import own_caches
 
 from firewall_ray.evaluation.metrics import METRICS
 from firewall_ray.evaluation.metrics import evaluate as evaluate_router
 
-evaluate = pytest.importorskip("evaluate")
 MODULES = Path(__file__).parents[3] / "firewall_ray" / "integrations"
+NAMES = ("apgr", "gsm8k", "pass_at_k", "triviaqa")
 
 Load = Callable[[str], Any]
 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
-    """`evaluate.load` of a module's file, with caches of its own, where no connection can be made."""
+    """`evaluate.load` of a module's folder, with caches of its own, where no connection can be made."""
+    with own_caches(tmp_path_factory.mktemp("evaluate")):
+        yield lambda name: evaluate.load(str(MODULES / name))
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a connection was tried")
 
-    cache = tmp_path_factory.mktemp("evaluate")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", refuse)
-        patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(cache / "modules"))
-        patch.syspath_prepend(cache / "modules")
-        yield lambda name: evaluate.load(str(MODULES / f"{name}.py"), cache_dir=str(cache / "data"))
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_and_its_script_are_one_module(load: Load, name: str) -> None:
+    assert load(name).features == load(f"{name}/{name}.py").features
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_card_shows_comes_out_as_it_says(load: Load, name: str) -> None:
+    card = (MODULES / name / "README.md").read_text()
+    assert [line for line in card.splitlines() if line.startswith("## ")] == [
+        f"## {each}" for each in ("Description", "How to use", "Inputs", "Output values", "Limitations", "Citation")
+    ]
+    *_, call, result = card.split("```python\n")[1].split("```")[0].strip().splitlines()
+    assert eval(call, {"metric": load(name)}) == ast.literal_eval(result.removeprefix("# "))
+    # The same example is the module's own help.
+    assert call in load(name).inputs_description
+
+
+def test_a_wheel_has_the_scripts_and_their_cards() -> None:
+    settings = tomllib.loads((MODULES.parents[1] / "pyproject.toml").read_text())
+    globs = settings["tool"]["setuptools"]["package-data"]["firewall_ray.integrations"]
+    carried = {path.relative_to(MODULES) for glob in globs for path in MODULES.glob(glob)}
+    assert carried == {Path(name, "README.md") for name in NAMES}
+    # What find_packages takes: a folder without it would be left behind.
+    assert all((MODULES / name / "__init__.py").is_file() for name in NAMES)
 
 
 def test_triviaqa_agrees_with_every_golden_case(load: Load, shared_data: Path) -> None:
@@ -68,12 +89,11 @@ def test_apgr_has_every_metric_of_the_report_with_the_same_value(load: Load) -> 
 
 
 def test_the_library_runs_without_evaluate() -> None:
-    """Nothing but the modules imports it: it is slow to import, and an extra."""
+    """Nothing but the modules imports it when it is itself imported, which takes seconds. Who uses it imports it in a function."""
     package = MODULES.parent
     importing = [
         path
         for path in package.rglob("*.py")
         if any(line.startswith(("import evaluate", "from evaluate")) for line in path.read_text().splitlines())
     ]
-    assert {path.parent for path in importing} == {MODULES}
-    assert len(importing) == 4
+    assert {path.relative_to(MODULES) for path in importing} == {Path(name, f"{name}.py") for name in NAMES}

@@ -12,7 +12,7 @@ INPUTS = """
 predictions: texts, one a question. references: for each the list of its aliases.
 Returns exact_match and f1, means over the questions in [0, 1]; the official program prints them times 100.
 
->>> metric = evaluate.load("firewall_ray/integrations/triviaqa.py")
+>>> metric = evaluate.load("firewall_ray/integrations/triviaqa")
 >>> metric.compute(predictions=["the Beatles!"], references=[["Beatles", "Fab Four"]])
 {'exact_match': 1.0, 'f1': 1.0}
 """

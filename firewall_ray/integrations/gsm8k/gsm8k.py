@@ -12,7 +12,7 @@ INPUTS = """
 predictions: completions, one a question. references: the official numbers, commas removed.
 Returns official, strict and flexible, means over the questions in [0, 1].
 
->>> metric = evaluate.load("firewall_ray/integrations/gsm8k.py")
+>>> metric = evaluate.load("firewall_ray/integrations/gsm8k")
 >>> metric.compute(predictions=["It makes $18."], references=["18"])
 {'official': 0.0, 'strict': 0.0, 'flexible': 1.0}
 """

@@ -13,7 +13,7 @@ INPUTS = """
 predictions: for each problem the verdicts of its samples. k: one or several.
 Returns pass@k of each k, the mean over the problems in [0, 1].
 
->>> metric = evaluate.load("firewall_ray/integrations/pass_at_k.py")
+>>> metric = evaluate.load("firewall_ray/integrations/pass_at_k")
 >>> metric.compute(predictions=[[True, False, False, False]], k=[1, 2])
 {'pass@1': 0.25, 'pass@2': 0.5}
 """

@@ -14,7 +14,7 @@ predictions: p_weak, the router's scores; larger means send to the weak model. p
 models, in [0, 1]. query_ids: what breaks ties. seed: of the ties.
 Returns apgr, apgr_mean, pass_rate_20/50/80 and cpt_20/50/80; NaN where one has no value.
 
->>> metric = evaluate.load("firewall_ray/integrations/apgr.py")
+>>> metric = evaluate.load("firewall_ray/integrations/apgr")
 >>> metric.compute(predictions=[0.1, 0.9], pass_rate_weak=[0, 1], pass_rate_strong=[1, 1], query_ids=["a", "b"])["apgr"]
 0.75
 """
