@@ -67,6 +67,10 @@ class Connection:
         if self._outage is not None:
             raise self._outage
 
+    def stop(self) -> None:
+        """No request is sent any more; those in flight go on."""
+        self._outage = self._outage or EngineDied(f"{self._section}: its requests were stopped")
+
     def outage_of(self, error: CompletionError | httpx.HTTPError, since: float) -> EngineDied | None:
         """The outage that an error of `ask` means, None where it is that query's own; see `Outages.of`."""
         if self._outage is None and (found := self._outages.of(error, since)) is not None:

@@ -2,7 +2,7 @@
 
 The driver checks ids and tasks, shares the references and writes what comes back; tasks on the cluster's CPUs read and grade
 blocks of about equal work (`grading_blocks.py`). Finished rows lie in parts, which a killed job goes on with. A row that cannot
-be graded becomes a row with `error`, never a dead job and never a missing row.
+be graded becomes a row with `error`, never a dead job and never a missing row. Tasks with a judge ask it from there (`judging.py`).
 """
 
 import json
@@ -20,18 +20,21 @@ import ray
 from firewall_ray.cluster.progress import watch
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ConfigError, FirewallRayError, SystemFailure
+from firewall_ray.judge.judge import Judged
 from firewall_ray.schemas import GRADES, SAMPLES
 from firewall_ray.stages.grading_blocks import SampleRows, look_over, plan_blocks, read_block
+from firewall_ray.stages.judging import Judges, anchors_of, judge_settings, judges_of, open_judges
 from firewall_ray.stages.prepare_queries import read_queries, tasks_of
+from firewall_ray.stages.shared_queries import QUERY_COLUMNS, share, shared_rows
 from firewall_ray.stages.stage import Output, Stage, StageResult, make
 from firewall_ray.store.dataset import Action, Dataset
-from firewall_ray.store.joins import LocalRows, Spill, buckets_of, num_buckets, spill_folder
+from firewall_ray.store.joins import LocalRows
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_rows, recover
 from firewall_ray.tasks import TASKS, Task, get_task, known_tasks
 
 SAMPLE_COLUMNS = ["query_id", "task", "texts", "greedy_text", "error"]
-QUERY_COLUMNS = ["query_id", "task", "reference"]
+NO_JUDGES = Judges()
 MAX_ERROR_CHARS = 500  # a grader's exception may quote the whole completion
 
 Options = Mapping[str, Mapping[str, Any]]  # task -> the config's section grading.<task>
@@ -64,6 +67,8 @@ def run_grading(
     queries = read_queries(store, limit)
     tasks = known_tasks(config.queries.custom_tasks())
     options = _options(config, queries, tasks)
+    judge_configs = judges_of(config, tasks_of(queries))
+    of_judges = judge_settings(judge_configs, config, store)
     results = []
     for key, samples in inputs.items():
         grades = store.grades(key)
@@ -72,17 +77,20 @@ def run_grading(
             "samples_origin": samples.origin(),
             "grading": options,
             "limit": limit,
+            **of_judges,
         }
         output = Output("grade", grades, settings, _plan(grades, settings, force=force, retry_errors=retry_errors), {"model": key})
 
         # Defaults hold this turn's values: a closure would see those of the loop's last.
-        def write(samples: Dataset = samples, output: Output = output, key: str = key) -> dict[str, int]:
+        def write(samples: Dataset = samples, output: Output = output, key: str = key) -> dict[str, Any]:
             rows = look_over(samples, queries, tasks, only_known=limit is not None)
-            _begin(output)
-            _grade_rows(samples, rows, output.dataset, key, queries, options, tasks, config.grading.batch_size)
+            with open_judges(judge_configs, store, retry_errors=retry_errors, seed=config.evaluation.seed) as judges:
+                anchors = anchors_of(judge_configs, config, store)
+                _begin(output)
+                _grade_rows(samples, rows, output.dataset, key, queries, options, tasks, config.grading.batch_size, judges, anchors)
             compact(output.dataset)
             check_whole(output.dataset, len(rows.ids), rows.ids.column("query_id"))
-            return _count(output.dataset, rows.num_without)
+            return {**_count(output.dataset, rows.num_without), **({"judge": judges.counts} if judges.counts else {})}
 
         result = make(config, output, write)
         if result["errors"]:
@@ -124,20 +132,30 @@ def _sampled_of_pair(config: RunConfig, store: ArtifactStore) -> list[str]:
     return there or pair
 
 
-def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options, tasks: Mapping[str, Task] = TASKS) -> pa.Table:
+def grade_batch(
+    batch: pa.Table,
+    queries: pa.Table,
+    model: str,
+    options: Options,
+    tasks: Mapping[str, Task] = TASKS,
+    judges: Judges = NO_JUDGES,
+) -> pa.Table:
     """Rows of `schemas.SAMPLES` (SAMPLE_COLUMNS are enough) -> rows of `schemas.GRADES`, one for one. Runs in a worker.
 
     queries: query_id, task and reference of every query. tasks: by name, see `known_tasks`.
     """
     # A sample whose query is not there gets a row of nulls, for `_mismatch` to name.
     query_rows = queries.take(pc.index_in(batch["query_id"], queries["query_id"]))
+    pairs = list(zip(batch.to_pylist(), query_rows.to_pylist(), strict=True))
+    errors = [sample["error"] or _mismatch(sample, query) for sample, query in pairs]
+    # Of all rows at once, since a call takes a second and many can be in flight.
+    judged = judges.verdicts([pair for pair, error in zip(pairs, errors, strict=True) if error is None])
     rows = []
-    for sample, query in zip(batch.to_pylist(), query_rows.to_pylist(), strict=True):
+    for (sample, query), error in zip(pairs, errors, strict=True):
         row = {"query_id": sample["query_id"], "task": sample["task"], "model": model}
-        error = sample["error"] or _mismatch(sample, query)
         if error is None:
             try:
-                row |= _grade(get_task(sample["task"], tasks), sample, query["reference"], options)
+                row |= _grade(get_task(sample["task"], tasks), sample, query["reference"], options, judged.get(sample["query_id"]))
             except SystemFailure:  # No row's fault: where one program cannot be run, none can.
                 raise
             except Exception as e:  # A grader's bug, or a reference that lacks a field: this row's loss, not the job's.
@@ -146,39 +164,12 @@ def grade_batch(batch: pa.Table, queries: pa.Table, model: str, options: Options
     return pa.Table.from_pylist(rows, schema=GRADES)
 
 
-def share(queries: LocalRows) -> list[ray.ObjectRef]:
-    """QUERY_COLUMNS for all workers: a table a bucket (see `store/joins.py`), sorted by query_id, in Ray's object store."""
-    count = num_buckets(len(queries))
-    schema = pa.schema([queries.schema.field(name) for name in QUERY_COLUMNS])
-    with spill_folder() as folder:
-        buckets = Spill(queries.batches(QUERY_COLUMNS), schema, count, folder / "queries")
-        return [ray.put(buckets.bucket(number).sort_by("query_id").combine_chunks()) for number in range(count)]
-
-
-def shared_rows(shared: Sequence[ray.ObjectRef], query_ids: pa.ChunkedArray) -> pa.Table:
-    """Those of the shared rows that have one of the ids, and perhaps a few more. Runs in a worker."""
-    buckets = buckets_of(query_ids, len(shared))
-    numbers = np.unique(buckets)
-    tables = ray.get([shared[number] for number in numbers])
-    # Each bucket is asked for its own ids alone: those of others would only find their neighbours in it.
-    near = [rows_near(table, query_ids.filter(pa.array(buckets == n))) for n, table in zip(numbers, tables, strict=True)]
-    return pa.concat_tables(near)
-
-
-def rows_near(queries: pa.Table, query_ids: pa.ChunkedArray) -> pa.Table:
-    """Those rows of `queries`, sorted by query_id, that have one of the ids, and perhaps a few more.
-
-    By binary search: a hash table of all queries for each block of samples would make grading quadratic in their number.
-    """
-    if not len(queries):
-        return queries
-    # uint64, (num_ids,): where an id lies or would lie; len(queries) where it comes after all of them.
-    places = pc.search_sorted(queries["query_id"], query_ids)
-    return queries.take(pc.unique(pc.min_element_wise(places, pa.scalar(len(queries) - 1, pa.uint64()))))
-
-
-def _grade(task: Task, sample: Mapping[str, Any], reference_json: str, options: Options) -> dict[str, Any]:
+def _grade(
+    task: Task, sample: Mapping[str, Any], reference_json: str, options: Options, judged: Mapping[str, Judged] | None = None
+) -> dict[str, Any]:
     reference, task_options = json.loads(reference_json), options[task.name]
+    if judged is not None:
+        task_options = {**task_options, "judged": judged}
     # A sure model answers a query in the same words many times over: each text is graded once.
     texts = dict.fromkeys([*sample["texts"], sample["greedy_text"]])
     verdicts = {text: task.grade(text, reference, task_options) for text in texts}
@@ -207,6 +198,8 @@ def _grade_rows(
     options: Options,
     tasks: Mapping[str, Task],
     batch_rows: int,
+    judges: Judges,
+    anchors: LocalRows | None,
 ) -> None:
     """Grades of `rows` as far as `grades` lacks them or has them with an error, into its parts."""
     is_left = np.zeros(len(rows.costs), dtype=bool)
@@ -219,17 +212,19 @@ def _grade_rows(
     blocks = plan_blocks(samples, np.where(is_left, rows.costs, np.float32(0)), ray.cluster_resources().get("CPU", 1))
     schema = pa.schema([SAMPLES.field(name) for name in SAMPLE_COLUMNS])
     source = replace(samples, _known={})  # the footers stay here, each task gets this
-    shared = share(queries)
+    # A judge reads the question; other graders do without, and so does the memory of each node.
+    shared = share(queries, [*QUERY_COLUMNS, "question"] if judges.actors else QUERY_COLUMNS, anchors)
 
     # `progress` is bound below, before Ray Data pickles this for its tasks.
     def grade_block(block: pa.Table) -> Iterator[pa.Table]:
         for table in read_block(source, schema, block, batch_rows):
-            graded = grade_batch(table, shared_rows(shared, table["query_id"]), model, options, tasks)
+            graded = grade_batch(table, shared_rows(shared, table["query_id"]), model, options, tasks, judges)
             progress.add.remote(model, {"rows": len(graded), "errors": len(graded) - graded["error"].null_count})
             yield graded
 
     done = {model: len(rows.ids) - num_left}
     with _worker_errors(f"samples: {samples.path}"), watch("grade", {model: len(rows.ids)}, done) as progress:
+        judges.report_to(progress)
         # One task a block. Its rows come here, since they are small, and lie in storage with the next block or two that come.
         graded = ray.data.from_arrow(blocks).map_batches(grade_block, batch_size=None, batch_format="pyarrow")
         graded.context.enable_progress_bars = False  # `watch` shows progress

@@ -4,6 +4,7 @@
 * ``numeric``: the last number in the completion is the reference's number: 18, 18.0, $18 and 1.8e1 are one number;
 * ``regex``: the reference, a pattern, is found in the completion (anchor it where it must be all of it);
 * ``code``: the completion's code runs with the reference, a text of Python tests, to its end without an exception;
+* ``judge``: a model says that it is, with the reference or without one (`judged.py`);
 * ``package.module:function``: a function of yours, ``(completion: str, reference) -> bool``, with the reference as it is.
 
 Each is a pair: what a reference must be, which is checked when the queries are prepared, and the verdict.
@@ -21,6 +22,7 @@ import regex
 from firewall_ray.errors import TaskError
 from firewall_ray.sandbox.program import PASSED, Limits
 from firewall_ray.sandbox.sandbox import shared_sandbox
+from firewall_ray.tasks import judged
 from firewall_ray.tasks.base import PROGRAM_VERDICT_S, VERDICT_S
 from firewall_ray.tasks.humaneval import extract_code
 
@@ -168,4 +170,5 @@ GRADERS: dict[str, Grader] = {
     "numeric": Grader(_numeric_problem, _numeric),
     "regex": Grader(_regex_problem, _regex),
     "code": Grader(_code_problem, _code, PROGRAM_VERDICT_S),
+    "judge": Grader(judged.problem, judged.is_right, judged.JUDGED_VERDICT_S),
 }
