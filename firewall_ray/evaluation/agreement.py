@@ -3,7 +3,7 @@
 Numpy only. Where nine of ten answers are right, a judge that calls all of them right has accuracy 0.9 and kappa 0.
 """
 
-from dataclasses import asdict
+import math
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,9 @@ NUM_RESAMPLES = 2_000
 
 
 def agreement(judged: ArrayLike, labelled: ArrayLike, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
-    """accuracy and kappa, each {value, low, high, num_undefined}, of two bool arrays, (num_answers,); percentile bootstrap.
+    """num_answers; accuracy and kappa, each {value, low, high}, of two bool arrays, (num_answers,); percentile bootstrap.
 
-    Kappa is NaN where both graders give all answers the same one verdict, or there are none.
+    Kappa is None where both graders give all answers the same one verdict; both are where there are no answers.
     """
     pairs = 2 * np.asarray(labelled, dtype=np.intp) + np.asarray(judged, dtype=np.intp)
     table = np.bincount(pairs, minlength=4)  # labelled and judged: both wrong, judged right alone, labelled right alone, both right
@@ -26,7 +26,9 @@ def agreement(judged: ArrayLike, labelled: ArrayLike, confidence: float = 0.95, 
     resamples = np.random.default_rng(seed).multinomial(num, table / max(num, 1), NUM_RESAMPLES) if num else np.zeros((1, 4))
     found: dict[str, Any] = {"num_answers": num}
     for name, measure in (("accuracy", _accuracy), ("kappa", cohen_kappa)):
-        found[name] = asdict(percentile_interval(float(measure(table)), measure(resamples), confidence))
+        bounds = percentile_interval(float(measure(table)), measure(resamples), confidence)
+        # None, not NaN: it goes into manifests and a job's closing line, which are strict JSON.
+        found[name] = {end: None if math.isnan(value := getattr(bounds, end)) else value for end in ("value", "low", "high")}
     return found
 
 

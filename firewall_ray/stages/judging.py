@@ -24,6 +24,7 @@ from firewall_ray.config.judge import JudgeConfig
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import FirewallRayError, SystemFailure, TaskError
 from firewall_ray.evaluation.agreement import agreement
+from firewall_ray.evaluation.table import number
 from firewall_ray.judge.judge import Judge, Judged, ToJudge
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.joins import LocalRows
@@ -193,7 +194,7 @@ def _agreement(task: str, actor: Any, rows: Sequence[tuple[ToJudge, bool]], seed
     logger.info(
         "grade: the judge of %s on %s labelled answers: accuracy %s, kappa %s",
         *(task, f"{len(pairs):,}"),
-        *("{value:.3f} [{low:.3f}, {high:.3f}]".format(**result[name]) for name in ("accuracy", "kappa")),
+        *("{} [{}, {}]".format(*(number(result[name][end]) for end in ("value", "low", "high"))) for name in ("accuracy", "kappa")),
     )
     return {**result, "num_not_judged": len(rows) - len(pairs)}
 

@@ -22,6 +22,7 @@ from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores, router_names, scores_label
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, paired_bootstrap, percentile_interval
 from firewall_ray.evaluation.metrics import FRACTIONS, MIN_GAP, oracle_p_weak, performance_curve
+from firewall_ray.stages.judge_facts import judge_facts
 from firewall_ray.stages.stage import Output, Stage, StageResult, make
 from firewall_ray.store.dataset import versions
 from firewall_ray.store.layout import ArtifactStore
@@ -57,7 +58,7 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
         designs = sorted({scores_label(name) for name in names})
         queries, validation_ids = read_labels(store, designs, limit)
         routers = [read_scores(store, name, queries, validation_ids) for name in names]
-        report = build_report(config, queries, routers, reference)
+        report = build_report(config, queries, routers, reference) | {"judge": judge_facts(config, store)}
         figures = plots.draw(report)
         output.begin()
         for name, figure in figures.items():

@@ -13,9 +13,9 @@ from typing import Any
 from firewall_ray.config.queries import CustomTaskOptions, SplitsConfig
 from firewall_ray.errors import TaskError
 from firewall_ray.schemas import SPLITS
-from firewall_ray.tasks import judged
 from firewall_ray.tasks.base import Query, Task, make_query
 from firewall_ray.tasks.graders import Grader, get_grader, verdict_s
+from firewall_ray.tasks.judged import has_judged_answer
 from firewall_ray.tasks.records import Record, file_names, files_of, read_file
 from firewall_ray.tasks.splits import draw_split
 
@@ -57,7 +57,7 @@ class CustomTask(Task):
 
     def has_answer(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         if options["grader"] == "judge":
-            return judged.has_answer(completion, options)
+            return has_judged_answer(completion, options)
         return super().has_answer(completion, reference, options)
 
     def _records(self, source: Path) -> Iterator[tuple[str | None, Record]]:

@@ -22,9 +22,9 @@ import regex
 from firewall_ray.errors import TaskError
 from firewall_ray.sandbox.program import PASSED, Limits
 from firewall_ray.sandbox.sandbox import shared_sandbox
-from firewall_ray.tasks import judged
 from firewall_ray.tasks.base import PROGRAM_VERDICT_S, VERDICT_S
 from firewall_ray.tasks.humaneval import extract_code
+from firewall_ray.tasks.judged import JUDGED_VERDICT_S, is_judged_right, judged_problem
 
 FUNCTION_VERDICT_S = 1e-3  # nobody knows; between a comparison and a program
 SECONDS_PER_PATTERN = 5.0  # A pattern that backtracks for ever must not hold a worker for ever.
@@ -170,5 +170,5 @@ GRADERS: dict[str, Grader] = {
     "numeric": Grader(_numeric_problem, _numeric),
     "regex": Grader(_regex_problem, _regex),
     "code": Grader(_code_problem, _code, PROGRAM_VERDICT_S),
-    "judge": Grader(judged.problem, judged.is_right, judged.JUDGED_VERDICT_S),
+    "judge": Grader(judged_problem, is_judged_right, JUDGED_VERDICT_S),
 }

@@ -13,16 +13,16 @@ class NotJudged(Exception):
     """The judge gave no verdict on a completion; the row has an error that says why."""
 
 
-def problem(reference: Any) -> str | None:
+def judged_problem(reference: Any) -> str | None:
     """Of a reference: none, since a judge reads whatever is there, and judges without where nothing is."""
     return None
 
 
-def is_right(completion: str, reference: Any, options: Mapping[str, Any]) -> bool:
+def is_judged_right(completion: str, reference: Any, options: Mapping[str, Any]) -> bool:
     return _verdict(completion, options) == "right"
 
 
-def has_answer(completion: str, options: Mapping[str, Any]) -> bool:
+def has_judged_answer(completion: str, options: Mapping[str, Any]) -> bool:
     return _verdict(completion, options) != "no_answer"
 
 
