@@ -1,7 +1,10 @@
 """The judge against servers of every mood: what is asked, what is paid for, what is kept."""
 
 import asyncio
+import json
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,16 +12,19 @@ from typing import Any
 
 import httpx
 import pytest
-from judge_server import Body, JudgeServer, texts_of, verdict
+from handmade import query, sample, write
+from judge_server import Body, JudgeServer, listening, texts_of, verdict
+from s3_server import ENVIRONMENT, empty_root, s3_server
 
 from firewall_ray.config.judge import JudgeConfig
 from firewall_ray.engines import http_patience
 from firewall_ray.errors import ConfigError, EngineDied
-from firewall_ray.judge.cache import FLUSH_ROWS
+from firewall_ray.judge.cache import FLUSH_ROWS, VerdictCache
 from firewall_ray.judge.judge import Judge, Judged, ToJudge
 from firewall_ray.judge.prompts import Preference
 from firewall_ray.store.layout import ArtifactStore
 
+ROOT = Path(__file__).parents[3]
 SECRET = "sk-proj-ABC0123456789abcdefXYZ"
 YES_NO = [ToJudge("Is it?", None, ["yes", "no", "yes"]), ToJudge("Name it.", "Paris", ["Paris", "Rome"])]
 
@@ -305,3 +311,40 @@ def test_against_the_anchor_only_a_loss_in_both_orders_is_wrong(tmp_path: Path) 
     assert [row[answer].verdict for answer in answers] == ["wrong", "right", "right", "right", "no_answer"]
     assert run.counts["calls"] == 6  # two for each that is neither the anchor itself nor blank
     assert "no greedy answer" in str(only(run.judge([ToJudge("q?", None, ["x"])])).error)
+
+
+# Beside the judge ------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_lives_on_s3_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with s3_server() as endpoint:
+        root = empty_root(endpoint)
+        caches = [VerdictCache(ArtifactStore(root).judge_cache()) for _ in range(2)]
+        for number, cache in enumerate(caches):
+            cache.add(f"key {number}", "j", "right", "right")
+            cache.flush()
+        after = VerdictCache(ArtifactStore(root).judge_cache())
+        assert ["key 0" in after, "key 1" in after, "key 2" in after] == [True, True, False]
+
+
+def test_the_benchmark_measures_agreement_and_a_second_run_without_calls(tmp_path: Path) -> None:
+    """Two queries with three answers each, of which two are right; the judge calls all answers to the second one wrong."""
+    store = ArtifactStore(str(tmp_path))
+    write(store.queries(), [query(name, task="gsm8k", reference='{"answer": "18"}') for name in ("a", "b")])
+    write(store.samples("weak"), [sample(name, ["18", "17", "it is 18"], task="gsm8k") for name in ("a", "b")])
+    text = f"root: {tmp_path}\nqueries: {{tasks: {{gsm8k: {{}}}}}}\nmodels: {{weak: {{path: a}}, strong: {{path: b}}}}\n"
+    (tmp_path / "run.yaml").write_text(text)
+
+    def judge(body: Body) -> str:
+        texts = texts_of(body)
+        return verdict("right" if texts["ANSWER"].endswith(texts["REFERENCE"]) and texts["QUESTION"] == "a?" else "wrong")
+
+    with listening(JudgeServer(judge)) as url:
+        command = [sys.executable, "benchmarks/judge_agreement.py", "--config", str(tmp_path / "run.yaml"), "--base-url", url]
+        done = subprocess.run([*command, "--judge-model", "j"], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    # a: three of three as the grader has it; b: only the 17 is wrong to both.
+    assert found["accuracy"]["value"] == pytest.approx(4 / 6)
+    assert (found["first_run"]["calls"], found["second_run"]["calls"], found["second_run"]["cache_hits"]) == (6, 0, 6)

@@ -23,6 +23,7 @@ from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import known_tasks
 from firewall_ray.tasks.custom import CustomTask
 from firewall_ray.tasks.graders import GRADERS, last_number
+from firewall_ray.tasks.judged import NotJudged
 from firewall_ray.tasks.splits import draw_split
 
 ROWS = [{"question": f"Capital of {i}?", "answer": f"City {i}"} for i in range(20)]
@@ -103,6 +104,31 @@ def test_a_pattern_that_backtracks_for_ever_is_given_up(monkeypatch: pytest.Monk
     monkeypatch.setattr("firewall_ray.tasks.graders.SECONDS_PER_PATTERN", 0.1)
     with pytest.raises(TimeoutError):
         grade("a" * 5_000 + "!", r"(a|a|b)+(a|aa)+(aa|a)+$(?<=x)|(.*a){25}", "regex")
+
+
+JUDGE = {"base_url": "http://localhost:8000/v1", "model": "judge"}
+
+
+def test_questions_without_references_are_for_a_judge_alone(tmp_path: Path) -> None:
+    source = write(tmp_path / "own.jsonl", [{"question": "Why?"}])
+    (query,) = load(source, answer=None, grader="judge", judge=JUDGE)
+    assert json.loads(query.reference) == {"answer": None}
+    mixed = write(tmp_path / "mixed.jsonl", [{"question": "Why?", "answer": None}, {"question": "When?", "answer": "1912"}])
+    assert [json.loads(q.reference)["answer"] for q in load(mixed, grader="judge", judge=JUDGE)] == [None, "1912"]
+    for wrong in ({"answer": None}, {"grader": "judge"}, {"judge": JUDGE}):
+        with pytest.raises(ValueError, match="judge"):
+            make_task(source="-", **wrong)
+
+
+def test_a_judges_verdict_is_looked_up_and_its_error_is_the_rows() -> None:
+    judged = {"yes": ("right", None), "no": ("wrong", None), "hm": ("no_answer", None), "?": (None, "HTTP 400")}
+    task, options = make_task(source="-", grader="judge", judge=JUDGE)
+    verdicts = [task.verdict(text, "stop", {"answer": None}, {**options, "judged": judged}) for text in ("yes", "no", "hm")]
+    assert verdicts == ["right", "wrong", "no_answer"]
+    with pytest.raises(NotJudged, match="HTTP 400"):
+        task.grade("?", {"answer": None}, {**options, "judged": judged})
+    with pytest.raises(NotJudged, match=r"jobs/grade\.py"):
+        task.grade("yes", {"answer": None}, options)
 
 
 @pytest.fixture
