@@ -30,7 +30,7 @@ from rich.table import Table
 FLOORS = (
     ("contract",),
     ("config", "store"),
-    ("tasks", "sandbox", "engines", "cluster"),
+    ("tasks", "sandbox", "engines", "judge", "cluster"),
     ("evaluation",),
     ("router",),
     ("stages",),

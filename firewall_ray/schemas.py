@@ -62,6 +62,17 @@ GRADES = pa.schema(
     ]
 )
 
+# What a judge was asked and said; see judge/cache.py. Rows are only ever added.
+JUDGEMENTS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # a hash of the judge's model, its settings and the whole prompt
+        pa.field("model", pa.string(), nullable=False),  # the judge's id
+        pa.field("verdict", pa.string()),  # right, wrong, no_answer; of pairs first, second, tie; null where none could be read
+        pa.field("answer", pa.string(), nullable=False),  # all that it said
+        pa.field("judged_at", pa.timestamp("us", "UTC"), nullable=False),
+    ]
+)
+
 # One float32 column per label design (DESIGN section 3; paper Eq. 1-7). Larger always means "send to the weak model".
 LABEL_DESIGNS = (
     "hard_label",

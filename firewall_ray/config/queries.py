@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from firewall_ray.config.base import Name, Positive, Strict
 from firewall_ray.config.evaluate_module import NO_PROGRAMS, EvaluateGraderOptions, runs_programs
+from firewall_ray.config.judge import JudgeConfig
 
 # Benchmarks ----------------------------------------------------------------------------------------------------------
 
@@ -102,13 +103,18 @@ class CustomTaskOptions(Strict):
         "and test, or for some of them."
     )
     question: str = Field("question", description="The field with the question; the prompt is made of it.")
-    answer: str = Field("answer", description="The field with the reference, as the grader wants it.")
+    answer: str | None = Field(
+        "answer",
+        description="The field with the reference, as the grader wants it. null: there is none, which a judge alone allows.",
+    )
     splits: SplitsConfig = Field(SplitsConfig(), description="How to split a single file. A folder's files are the splits.")
     grader: str = Field(
         "exact",
-        description="exact, numeric, regex, code, evaluate:<module> or package.module:function; see firewall_ray/tasks/graders.py.",
+        description="exact, numeric, regex, code, judge, evaluate:<module> or package.module:function; see "
+        "firewall_ray/tasks/graders.py.",
     )
     evaluate: EvaluateGraderOptions | None = Field(None, description="For the grader evaluate:<module>. None: its defaults.")
+    judge: JudgeConfig | None = Field(None, description="For the grader judge: the model that it asks.")
     sandbox: SandboxConfig = Field(SandboxConfig(), description="For the grader code.")
     max_tokens: Positive = Field(256, description="Of a completion. Generous for the longest right answer, no more.")
     stop: list[str] = Field(["\nQuestion:"], description="Stop strings: what a base model writes after its answer.")
@@ -136,9 +142,19 @@ class CustomTaskOptions(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _judge_is_for_the_grader_judge(self) -> "CustomTaskOptions":
+        if (self.grader == "judge") != (self.judge is not None):
+            raise ValueError("grader: judge and the section `judge` need each other: write both, or neither")
+        if self.answer is None and self.judge is None:
+            raise ValueError(
+                f"answer is null, but the grader {self.grader} needs a reference; name its field, or use grader: judge"
+            )
+        return self
+
 
 # Their names alone, since config imports nothing of tasks/; a test keeps them those of tasks/graders.py.
-GRADERS = ("exact", "numeric", "regex", "code")
+GRADERS = ("exact", "numeric", "regex", "code", "judge")
 EVALUATE = "evaluate:"  # what the name of a module of Hugging Face's `evaluate` follows in `grader`
 
 
@@ -167,7 +183,8 @@ class TasksConfig(Strict):
         """Options of every task that is on, by its name, as plain values."""
         dumped = self.model_dump(mode="json", exclude={"custom"}, exclude_none=False)
         # Beside the package's in one mapping: names differ, which the validator above saw to.
-        own = {name: options.model_dump(mode="json") for name, options in self.custom.items()}
+        # Without the judge: another one makes other grades, and the same queries.
+        own = {name: options.model_dump(mode="json", exclude={"judge"}) for name, options in self.custom.items()}
         return {**{name: options for name, options in dumped.items() if options is not None}, **own}
 
 

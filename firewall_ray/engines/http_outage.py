@@ -25,10 +25,10 @@ NOT_FOUND_MODEL = re.compile(r"(invalid|unknown|no such|not a valid) model", re.
 
 
 class Outages:
-    """One actor's count of what fails, and the error that ends its job."""
+    """One actor's count of what fails, and the error that ends its job. section: of the config, such as `models.weak`."""
 
-    def __init__(self, model: str, config: OpenAIModelConfig, patience: Patience) -> None:
-        self._model = model
+    def __init__(self, section: str, config: OpenAIModelConfig, patience: Patience) -> None:
+        self._section = section
         self._config = config
         self._patience = patience
         self._ever_answered = False
@@ -49,7 +49,7 @@ class Outages:
         if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
             # httpx' words quote the header that it cannot send: the key.
             return EngineDied(
-                f"models.{self._model}.base_url, api_key_env: a request to {self._config.base_url} cannot be made with this "
+                f"{self._section}.base_url, api_key_env: a request to {self._config.base_url} cannot be made with this "
                 f"address and key ({type(error).__name__})."
             )
         if self._patience.is_outage(error, since):
@@ -96,7 +96,5 @@ class Outages:
         if field == "model":
             hint = f" (the id that is asked for is {self._config.model!r})"
         if field == "greedy":
-            hint = (
-                f" (set sampling.top_p or sampling.temperature to 1, and models.{self._model}.greedy: sampled where 0 is refused)"
-            )
-        return EngineDied(f"models.{self._model}.{field}: {self._config.base_url} {what}{hint}: {describe(error)}")
+            hint = f" (set sampling.top_p or sampling.temperature to 1, and {self._section}.greedy: sampled where 0 is refused)"
+        return EngineDied(f"{self._section}.{field}: {self._config.base_url} {what}{hint}: {describe(error)}")

@@ -1,8 +1,8 @@
 """An OpenAI-compatible HTTP server as an engine: the same rows as vLLM's, for a model that is served elsewhere.
 
 Rows in: `query_id`, `task`, and `prompt` or `question` (see `prompts.py`). Rows out: `samples/`. Runs on each sampling actor, which
-only waits on the network: requests in flight are bounded by `max_concurrency`, and asked again where that may help
-(`http_patience.py`).
+only waits on the network: requests in flight are bounded by `max_concurrency`, and asked again where that may help; see
+`connection.py`.
 
 What then still fails is one of two things. A query that the server cannot answer becomes a row with `error`. A server that
 cannot be reached, takes no more requests or refuses them all ends the job, resumable (`http_outage.py`).
@@ -22,10 +22,10 @@ import pyarrow as pa
 
 from firewall_ray.config.api_key import read_api_key
 from firewall_ray.config.models import OpenAIModelConfig
-from firewall_ray.engines.http_answers import CompletionError, answer_of, completions_of, cut, first_token_margin, usage_of
-from firewall_ray.engines.http_dialect import Body, Dialect
-from firewall_ray.engines.http_outage import OF_ONE_QUERY, Outages
-from firewall_ray.engines.http_patience import Patience
+from firewall_ray.engines.connection import Connection
+from firewall_ray.engines.http_answers import CompletionError, completions_of, cut, first_token_margin, usage_of
+from firewall_ray.engines.http_dialect import Body
+from firewall_ray.engines.http_outage import OF_ONE_QUERY
 from firewall_ray.engines.prompts import Message
 from firewall_ray.engines.report import EngineReport
 from firewall_ray.engines.rows import Completion, SamplingSpec, error_row, sample_row, to_table
@@ -50,25 +50,14 @@ class OpenAISampler:
         self.model = model
         self._config = config
         self._spec = spec
-        self._secret = secret
         self._report = EngineReport(model, progress)
-        headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-        # httpx keeps 20 connections alive unless told otherwise, and would open the others anew for every request.
-        limits = httpx.Limits(max_connections=config.max_concurrency, max_keepalive_connections=config.max_concurrency)
-        self._client = httpx.AsyncClient(headers=headers, timeout=config.timeout_s, limits=limits)
-        self._dialect = Dialect(self._warn, greedy_is_sampled=config.greedy == "sampled")
-        self._patience = Patience(config.base_url, config, self._warn)
-        self._outages = Outages(model, config, self._patience)
-        self._outage: EngineDied | None = None
+        self._server = Connection(f"models.{model}", config, secret, lambda line: self._report.warn(line), running=self._running)
         self._is_proven = False  # a query was answered, or failed in a way that says nothing of the next one
         self._most_choices = spec.num_samples if config.supports_n else 1  # of one request
         self._gives_n = False
-        # Made on first use: they belong to the event loop of the calls.
-        self._slots: asyncio.Semaphore | None = None
-        self._first: asyncio.Lock | None = None
+        self._first: asyncio.Lock | None = None  # made on first use: it belongs to the event loop of the calls
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        self._slots = self._slots or asyncio.Semaphore(self._config.max_concurrency)
         self._first = self._first or asyncio.Lock()
         if not self._is_proven:
             self._report.state("first batch")
@@ -87,14 +76,9 @@ class OpenAISampler:
         return await self._counted(query)
 
     async def _counted(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        if self._outage is not None:  # another batch has found it
-            raise self._outage
+        self._server.check()  # another batch may have found an outage
         work = _Work(self._report)
-        try:
-            row = await self._asked(query, work)
-        except EngineDied as e:
-            self._outage = e
-            raise
+        row = await self._asked(query, work)
         self._report.row(row)
         work.rest()
         return row
@@ -108,19 +92,21 @@ class OpenAISampler:
             row = sample_row(query, self.model, samples, greedy, margin, num_prompt_tokens)
             to_table([row])  # what Arrow cannot hold shows here, where it costs one row
         except (CompletionError, httpx.HTTPError) as e:
-            if (outage := self._outages.of(e, since)) is not None:
+            if (outage := self._server.outage_of(e, since)) is not None:
                 # From None: the error itself may quote the key, and a traceback shows it.
-                raise EngineDied(self._without_secret(str(outage))) from None
+                raise outage from None
             # Only refusals of the query leave it open whether the server takes any.
             self._is_proven |= not isinstance(e, CompletionError) or e.status not in OF_ONE_QUERY
             return self._error_row(query, e)
+        except EngineDied:
+            raise  # another query has found it, while this one waited for its turn
         except Exception as e:
             # A bug of ours. It must not cost the batch, nor be as quiet as a row.
             logger.exception("query %s of models.%s", query["query_id"], self.model)
-            self._warn(f"query {query['query_id']} failed in this program, which is a bug: {type(e).__name__}: {e}")
+            self._server.warn(f"query {query['query_id']} failed in this program, which is a bug: {type(e).__name__}: {e}")
             return self._error_row(query, e)
         self._is_proven = True
-        self._outages.query_answered()
+        self._server.query_answered()
         return row
 
     async def _greedy(self, query: Mapping[str, Any], work: "_Work") -> tuple[Completion, float | None]:
@@ -155,7 +141,7 @@ class OpenAISampler:
             self._gives_n |= asked > 1
         elif not self._gives_n and given < self._most_choices:
             self._most_choices = given
-            self._warn(f"the server gives {given} of n = {asked} samples; the others are asked for in requests of {given}")
+            self._server.warn(f"the server gives {given} of n = {asked} samples; the others are asked for in requests of {given}")
 
     def _completions(self, query: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Completion]:
         stop = self._spec.stop[query["task"]]
@@ -173,52 +159,19 @@ class OpenAISampler:
         else:
             body["prompt"] = self._spec.prompt.raw(query)
         # Five stop strings may be refused where two are taken, so their number is part of the kind.
-        return await self._dialect.ask(f"{kind}, {len(self._spec.stop[task])} stop strings", body, self._post)
+        return await self._server.ask(f"{kind}, {len(self._spec.stop[task])} stop strings", body)
 
     def _messages(self, query: Mapping[str, Any]) -> list[Message]:
         prompt = self._spec.prompt
         # prompt: raw, where a server has no /completions: the paper's prompt is the user's message.
         return prompt.messages(query) if prompt.is_chat else [{"role": "user", "content": prompt.raw(query)}]
 
-    async def _post(self, body: Body) -> dict[str, Any]:
-        """Raises CompletionError and httpx.HTTPError once nothing helps, EngineDied where another query has found an outage."""
-        assert self._slots is not None
-        url = self._config.base_url.rstrip("/") + ("/chat/completions" if self._config.api == "chat" else "/completions")
-        async for attempt in self._patience.retrying():
-            with attempt:
-                # The slot is given back before the wait for the next try: meanwhile others may be answered.
-                async with self._slots:
-                    if self._outage is not None:
-                        raise self._outage
-                    self._report.level("running", +1)
-                    try:
-                        response = await self._client.post(url, json=body)
-                    finally:
-                        self._report.level("running", -1)
-                return self._answer(response)
-        raise AssertionError("unreachable: the last attempt raises")
-
-    def _answer(self, response: httpx.Response) -> dict[str, Any]:
-        try:
-            answer = answer_of(response)
-        except CompletionError as e:
-            # Whoever refuses one query is there, and takes requests.
-            if e.status is None or e.status in OF_ONE_QUERY:
-                self._patience.answered()
-            raise
-        self._patience.answered()
-        return answer
-
     def _error_row(self, query: Mapping[str, Any], error: Exception) -> dict[str, Any]:
         row = error_row(query, self.model, error)
-        return {**row, "error": self._without_secret(row["error"])}
+        return {**row, "error": self._server.without_secret(row["error"])}
 
-    def _warn(self, line: str) -> None:
-        self._report.warn(self._without_secret(f"models.{self.model}: {line}"))
-
-    def _without_secret(self, text: str) -> str:
-        """Some servers repeat the key that they refuse."""
-        return text.replace(self._secret, "[the key]") if self._secret else text
+    def _running(self, change: int) -> None:
+        self._report.level("running", change)
 
 
 class _Work:

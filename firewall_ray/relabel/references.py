@@ -121,10 +121,13 @@ def _reference(record: Record, config: RunConfig) -> Reference:
     value = record.value("reference")
     # A column of text may hold an object as JSON. What parses as anything else stays the text it is: graders compare "18", not 18.
     parsed = _parsed(value) if isinstance(value, str) else value
-    if value is None or value == "":
+    custom = config.queries.custom_tasks().get(task)
+    if value == "":  # CSV has no null
+        value = None
+    # A judge alone grades without.
+    if value is None and (custom is None or custom.grader != "judge"):
         raise TaskError(f"{record.where}: `reference` is missing; there is only {sorted(record.fields)}.")
     reference = parsed if isinstance(parsed, dict) else {"answer": value}
-    custom = config.queries.custom_tasks().get(task)
     problem = None if custom is None else get_grader(custom.grader).problem(reference.get("answer"))
     if problem is not None:
         raise TaskError(f"{record.where}: `reference` {problem}; there is {value!r:.60}.")

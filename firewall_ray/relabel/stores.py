@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from firewall_ray.config.base import Name
 from firewall_ray.errors import ConfigError
-from firewall_ray.schemas import LABELS, QUERIES
+from firewall_ray.schemas import JUDGEMENTS, LABELS, QUERIES
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.layout import ArtifactStore
 
@@ -32,6 +32,10 @@ class RoundStore(ArtifactStore):
         # With another base every dataset of the stages lies in the round's folder, without a word about it in the stages.
         self.run_base = self.base
         self.base = f"{self.run_base}/{FOLDER}/{name}"
+
+    def judge_cache(self) -> Dataset:
+        """The run's: what a judge was paid for once holds for every round."""
+        return Dataset("judge_cache", f"{self.run_base}/judge_cache", self.filesystem, JUDGEMENTS, MADE_BY)
 
     def drawn(self) -> Dataset:
         """The queries of the decision log that this round is about."""

@@ -2,7 +2,8 @@
 
 The driver checks ids and tasks, shares the references and writes what comes back; tasks on the cluster's CPUs read blocks of about
 equal work (`grading_blocks.py`) and grade them (`grading_rows.py`). Finished rows lie in parts, which a killed job goes on with. A
-row that cannot be graded becomes a row with `error`, never a dead job and never a missing row.
+row that cannot be graded becomes a row with `error`, never a dead job and never a missing row. Tasks with a judge ask
+it from there (`judging.py`).
 """
 
 import logging
@@ -23,16 +24,17 @@ from firewall_ray.evaluation.verdicts import count_verdicts
 from firewall_ray.schemas import GRADES, SAMPLES, VERDICTS
 from firewall_ray.stages.grading_blocks import SampleRows, look_over, plan_blocks, read_block
 from firewall_ray.stages.grading_rows import Options, grade_batch
+from firewall_ray.stages.judging import Judges, anchors_of, judge_settings, judges_of, open_judges
 from firewall_ray.stages.prepare_queries import read_queries, tasks_of
+from firewall_ray.stages.shared_queries import QUERY_COLUMNS, share, shared_rows
 from firewall_ray.stages.stage import Output, Stage, StageResult, make
 from firewall_ray.store.dataset import Action, Dataset
-from firewall_ray.store.joins import LocalRows, Spill, buckets_of, num_buckets, spill_folder
+from firewall_ray.store.joins import LocalRows
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import PartsWriter, check_whole, compact, missing_rows, recover
 from firewall_ray.tasks import Task, get_task, known_tasks
 
 SAMPLE_COLUMNS = ["query_id", "task", "texts", "finish_reasons", "greedy_text", "greedy_finish_reason", "error"]
-QUERY_COLUMNS = ["query_id", "task", "reference"]
 
 logger = logging.getLogger("firewall_ray")
 
@@ -63,6 +65,8 @@ def run_grading(
     queries = read_queries(store, limit)
     tasks = known_tasks(config.queries.custom_tasks())
     options = _options(config, queries, tasks)
+    judge_configs = judges_of(config, tasks_of(queries))
+    of_judges = judge_settings(judge_configs, config, store)
     results = []
     for key, samples in inputs.items():
         grades = store.grades(key)
@@ -71,17 +75,20 @@ def run_grading(
             "samples_origin": samples.origin(),
             "grading": options,
             "limit": limit,
+            **of_judges,
         }
         output = Output("grade", grades, settings, _plan(grades, settings, force=force, retry_errors=retry_errors), {"model": key})
 
         # Defaults hold this turn's values: a closure would see those of the loop's last.
-        def write(samples: Dataset = samples, output: Output = output, key: str = key) -> dict[str, int]:
+        def write(samples: Dataset = samples, output: Output = output, key: str = key) -> dict[str, Any]:
             rows = look_over(samples, queries, tasks, only_known=limit is not None)
-            _begin(output)
-            _grade_rows(samples, rows, output.dataset, key, queries, options, tasks, config.grading.batch_size)
+            with open_judges(judge_configs, store, retry_errors=retry_errors, seed=config.evaluation.seed) as judges:
+                anchors = anchors_of(judge_configs, config, store)
+                _begin(output)
+                _grade_rows(samples, rows, output.dataset, key, queries, options, tasks, config.grading.batch_size, judges, anchors)
             compact(output.dataset)
             check_whole(output.dataset, len(rows.ids), rows.ids.column("query_id"))
-            return _count(output.dataset, rows.num_without)
+            return {**_count(output.dataset, rows.num_without), **({"judge": judges.counts} if judges.counts else {})}
 
         result = make(config, output, write)
         if result["errors"]:
@@ -123,37 +130,6 @@ def _sampled_of_pair(config: RunConfig, store: ArtifactStore) -> list[str]:
     return there or pair
 
 
-def share(queries: LocalRows) -> list[ray.ObjectRef]:
-    """QUERY_COLUMNS for all workers: a table a bucket (see `store/joins.py`), sorted by query_id, in Ray's object store."""
-    count = num_buckets(len(queries))
-    schema = pa.schema([queries.schema.field(name) for name in QUERY_COLUMNS])
-    with spill_folder() as folder:
-        buckets = Spill(queries.batches(QUERY_COLUMNS), schema, count, folder / "queries")
-        return [ray.put(buckets.bucket(number).sort_by("query_id").combine_chunks()) for number in range(count)]
-
-
-def shared_rows(shared: Sequence[ray.ObjectRef], query_ids: pa.ChunkedArray) -> pa.Table:
-    """Those of the shared rows that have one of the ids, and perhaps a few more. Runs in a worker."""
-    buckets = buckets_of(query_ids, len(shared))
-    numbers = np.unique(buckets)
-    tables = ray.get([shared[number] for number in numbers])
-    # Each bucket is asked for its own ids alone: those of others would only find their neighbours in it.
-    near = [rows_near(table, query_ids.filter(pa.array(buckets == n))) for n, table in zip(numbers, tables, strict=True)]
-    return pa.concat_tables(near)
-
-
-def rows_near(queries: pa.Table, query_ids: pa.ChunkedArray) -> pa.Table:
-    """Those rows of `queries`, sorted by query_id, that have one of the ids, and perhaps a few more.
-
-    By binary search: a hash table of all queries for each block of samples would make grading quadratic in their number.
-    """
-    if not len(queries):
-        return queries
-    # uint64, (num_ids,): where an id lies or would lie; len(queries) where it comes after all of them.
-    places = pc.search_sorted(queries["query_id"], query_ids)
-    return queries.take(pc.unique(pc.min_element_wise(places, pa.scalar(len(queries) - 1, pa.uint64()))))
-
-
 def final_ids(grades: Dataset) -> Iterator[pa.Array]:
     """The ids whose grades stay when samples were added or made again.
 
@@ -177,6 +153,8 @@ def _grade_rows(
     options: Options,
     tasks: Mapping[str, Task],
     batch_rows: int,
+    judges: Judges,
+    anchors: LocalRows | None,
 ) -> None:
     """Grades of `rows` as far as `grades` lacks them or they are not final, into its parts."""
     is_left = np.zeros(len(rows.costs), dtype=bool)
@@ -189,17 +167,19 @@ def _grade_rows(
     blocks = plan_blocks(samples, np.where(is_left, rows.costs, np.float32(0)), ray.cluster_resources().get("CPU", 1))
     schema = pa.schema([SAMPLES.field(name) for name in SAMPLE_COLUMNS])
     source = replace(samples, _known={})  # the footers stay here, each task gets this
-    shared = share(queries)
+    # A judge reads the question; other graders do without, and so does the memory of each node.
+    shared = share(queries, [*QUERY_COLUMNS, "question"] if judges.actors else QUERY_COLUMNS, anchors)
 
     # `progress` is bound below, before Ray Data pickles this for its tasks.
     def grade_block(block: pa.Table) -> Iterator[pa.Table]:
         for table in read_block(source, schema, block, batch_rows):
-            graded = grade_batch(table, shared_rows(shared, table["query_id"]), model, options, tasks)
+            graded = grade_batch(table, shared_rows(shared, table["query_id"]), model, options, tasks, judges)
             progress.add.remote(model, {"rows": len(graded), "errors": len(graded) - graded["error"].null_count})
             yield graded
 
     done = {model: len(rows.ids) - num_left}
     with _worker_errors(f"samples: {samples.path}"), watch("grade", {model: len(rows.ids)}, done) as progress:
+        judges.report_to(progress)
         # One task a block. Its rows come here, since they are small, and lie in storage with the next block or two that come.
         graded = ray.data.from_arrow(blocks).map_batches(grade_block, batch_size=None, batch_format="pyarrow")
         graded.context.enable_progress_bars = False  # `watch` shows progress

@@ -26,6 +26,7 @@ from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_l
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, paired_bootstrap, percentile_interval
 from firewall_ray.evaluation.metrics import FRACTIONS, MIN_GAP, oracle_p_weak, performance_curve
 from firewall_ray.evaluation.verdicts import read_verdicts, verdict_sections, warning
+from firewall_ray.stages.judge_facts import judge_facts
 from firewall_ray.stages.stage import Output, Stage, StageResult, make
 from firewall_ray.store.dataset import versions
 from firewall_ray.store.layout import ArtifactStore
@@ -63,7 +64,7 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
         designs = sorted({scores_label(name) for name in names})
         queries, validation_ids = read_labels(store, designs, limit)
         routers = [read_scores(store, name, queries, validation_ids) for name in names]
-        report = build_report(config, queries, routers, reference)
+        report = build_report(config, queries, routers, reference) | {"judge": judge_facts(config, store)}
         _add_verdicts(report, store, queries)
         add_answer_metrics(report, config, store, queries)
         figures = plots.draw(report)

@@ -8,7 +8,7 @@ import uuid
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from firewall_ray.schemas import DECISIONS, EMBEDDINGS, GRADES, LABELS, QUERIES, SAMPLES, SCORES
+from firewall_ray.schemas import DECISIONS, EMBEDDINGS, GRADES, JUDGEMENTS, LABELS, QUERIES, SAMPLES, SCORES
 from firewall_ray.store.dataset import Dataset, storage_errors
 from firewall_ray.store.locations import check_folder, open_location
 
@@ -33,6 +33,10 @@ class ArtifactStore:
 
     def grades(self, model: str) -> Dataset:
         return self._dataset("grades", f"grades/{model}", GRADES, "python jobs/grade.py")
+
+    def judge_cache(self) -> Dataset:
+        """What judges have said. It grows file by file and is never finished, so it has no manifest."""
+        return self._dataset("judge_cache", "judge_cache", JUDGEMENTS, "python jobs/grade.py")
 
     def labels(self) -> Dataset:
         return self._dataset("labels", "labels", LABELS, "python jobs/label.py")

@@ -15,6 +15,7 @@ from firewall_ray.errors import TaskError
 from firewall_ray.schemas import SPLITS
 from firewall_ray.tasks.base import Query, Task, make_query
 from firewall_ray.tasks.graders import Grader, get_grader, verdict_s
+from firewall_ray.tasks.judged import has_judged_answer
 from firewall_ray.tasks.records import Record, file_names, files_of, read_file
 from firewall_ray.tasks.splits import draw_split
 
@@ -56,6 +57,11 @@ class CustomTask(Task):
         """By the grader. One of the user's may raise, and `regex` may run out of time: the row then has an error."""
         return _cached_grader(options["grader"]).is_right(completion, reference["answer"], options)
 
+    def has_answer(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        if options["grader"] == "judge":
+            return has_judged_answer(completion, options)
+        return super().has_answer(completion, reference, options)
+
     def _records(self, source: Path) -> Iterator[tuple[str | None, Record]]:
         """Every row with its split, None where the hash is to draw it."""
         if source.is_file():
@@ -73,7 +79,9 @@ class CustomTask(Task):
                 raise TaskError(f"{option}: {source} has {names}, and which of them holds {split}? Leave one there.")
             yield from ((split, record) for path in paths for record in read_file(self.name, path))
 
-    def _reference(self, record: Record, name: str, grader: Grader) -> str:
+    def _reference(self, record: Record, name: str | None, grader: Grader) -> str:
+        if name is None:  # questions without references, for a judge
+            return json.dumps({"answer": None})
         if name not in record.fields:
             raise TaskError(
                 f"{record.where}: there is no field {name!r}, only {sorted(record.fields)}. Name the field with the reference: "

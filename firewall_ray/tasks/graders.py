@@ -6,6 +6,7 @@
 * ``code``: the completion's code runs with the reference, a text of Python tests, to its end without an exception;
 * ``evaluate:module``: a module of Hugging Face's `evaluate` gives the completion a score of the task's threshold or more; see
   `evaluate_grader.py`;
+* ``judge``: a model says that it is, with the reference or without one (`judged.py`);
 * ``package.module:function``: a function of yours, ``(completion: str, reference) -> bool``, with the reference as it is.
 
 Each is a pair: what a reference must be, which is checked when the queries are prepared, and the verdict.
@@ -26,6 +27,7 @@ from firewall_ray.sandbox.program import PASSED, Limits
 from firewall_ray.sandbox.sandbox import shared_sandbox
 from firewall_ray.tasks.base import PROGRAM_VERDICT_S, VERDICT_S
 from firewall_ray.tasks.humaneval import extract_code
+from firewall_ray.tasks.judged import JUDGED_VERDICT_S, is_judged_right, judged_problem
 
 FUNCTION_VERDICT_S = 1e-3  # nobody knows; between a comparison and a program
 EVALUATE_VERDICT_S = 5e-3  # `evaluate` takes some milliseconds for any call of any module
@@ -180,4 +182,5 @@ GRADERS: dict[str, Grader] = {
     "numeric": Grader(_numeric_problem, _numeric),
     "regex": Grader(_regex_problem, _regex),
     "code": Grader(_code_problem, _code, PROGRAM_VERDICT_S),
+    "judge": Grader(judged_problem, is_judged_right, JUDGED_VERDICT_S),
 }

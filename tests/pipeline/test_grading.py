@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from firewall_ray.errors import ArtifactError, ArtifactMissing, ConfigError, TaskError
 from firewall_ray.schemas import GRADES, SAMPLES
 from firewall_ray.stages import grade as grading
-from firewall_ray.stages.grade import grade_batch, rows_near, run_grading
+from firewall_ray.stages.grade import grade_batch, run_grading
 from firewall_ray.stages.label import run_labeling
+from firewall_ray.stages.shared_queries import rows_near
 from firewall_ray.store import joins as spill
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import PartsWriter, parts_of

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("errors", "schemas", "labels", "policy"),
     ("config", "store"),
-    ("tasks", "sandbox", "engines", "cluster"),
+    ("tasks", "sandbox", "engines", "judge", "cluster"),
     ("evaluation",),
     ("router",),
     ("stages",),
@@ -29,7 +29,7 @@ FLOORS = (
 LIGHT = (
     *("firewall_ray.errors", "firewall_ray.schemas", "firewall_ray.labels", "firewall_ray.policy"),
     *("firewall_ray.config", "firewall_ray.store.layout", "firewall_ray.store.dataset", "firewall_ray.store.leases"),
-    *("firewall_ray.tasks", "firewall_ray.sandbox", "firewall_ray.evaluation.metrics"),
+    *("firewall_ray.tasks", "firewall_ray.sandbox", "firewall_ray.judge", "firewall_ray.evaluation.metrics"),
     *("firewall_ray.cluster.connect", "firewall_ray.cluster.display", "firewall_ray.cli"),
 )
 HEAVY = {"ray", "torch", "vllm", "deepspeed", "transformers", "datasets", "evaluate", "sklearn", "matplotlib"}

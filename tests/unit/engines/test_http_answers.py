@@ -39,7 +39,7 @@ def sample(answer: Any, num_queries: int = 3, api: str = "chat", status: int = 2
         {"engine": "openai", "base_url": "http://x/v1", "model": "id", "api": api, "max_attempts": 1}
     )
     sampler = OpenAISampler("m", config, SPEC)
-    sampler._client = httpx.AsyncClient(transport=httpx.MockTransport(respond))
+    sampler._server.client = httpx.AsyncClient(transport=httpx.MockTransport(respond))
     ids = [f"q{i}" for i in range(num_queries)]
     batch = pa.table({"query_id": ids, "task": ["t"] * num_queries, "prompt": ["p"] * num_queries})
 

@@ -47,7 +47,9 @@ class Server:
     def sample(self, num_queries: int = 4, spec: SamplingSpec = SPEC, secret: str | None = None, **config: Any) -> list[Body]:
         model = OpenAIModelConfig.model_validate({"engine": "openai", "base_url": "http://x/v1", "model": "id", **config})
         sampler = OpenAISampler("m", model, spec, None, secret)
-        sampler._client = httpx.AsyncClient(transport=httpx.MockTransport(self.respond), headers=sampler._client.headers)
+        sampler._server.client = httpx.AsyncClient(
+            transport=httpx.MockTransport(self.respond), headers=sampler._server.client.headers
+        )
         sampler._report.warn = lambda line: self.said.append((logging.WARNING, line))  # type: ignore[method-assign]
         queries = {"query_id": [f"q{i}" for i in range(num_queries)], "task": ["t"] * num_queries, "prompt": ["p"] * num_queries}
 

@@ -11,7 +11,7 @@ from relabel_parts import chat, label, log
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import TaskError
 from firewall_ray.relabel.draw import run_draw
-from firewall_ray.relabel.references import run_references
+from firewall_ray.relabel.references import read_references, run_references
 from firewall_ray.relabel.stores import RoundStore
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import get_task
@@ -120,6 +120,16 @@ def test_a_wrong_reference_is_refused_with_its_row_and_nothing_is_written(
     with pytest.raises(TaskError, match=named):
         run_references(config, round_store, references=references(tmp_path, *rows))
     assert round_store.queries().state() == "missing"
+
+
+def test_a_query_without_a_reference_can_be_given_to_a_judge(store: ArtifactStore, tmp_path: Path) -> None:
+    judge = {"base_url": "http://localhost:8000/v1", "model": "j"}
+    own = {"source": "-", "answer": None, "grader": "judge", "judge": judge}
+    config = make_config(store.root, queries={"tasks": {"custom": {"chats": own}}})
+    given = read_references(
+        references(tmp_path, {"question": "A?", "reference": None}, {"question": "B?", "reference": "7"}), config
+    )
+    assert [json.loads(reference.reference) for reference in given.values()] == [{"answer": None}, {"answer": "7"}]
 
 
 def test_without_a_task_column_the_config_must_have_a_single_task(store: ArtifactStore, tmp_path: Path) -> None:

@@ -464,3 +464,24 @@ def test_the_job_prints_the_table_and_one_json_line(tmp_path: Path) -> None:
     assert Path(result["stages"][0]["path"]).is_file()
     assert "soft_block" in done.stderr
     assert "APGR" in done.stderr
+
+
+def test_the_judge_of_the_grades_is_in_the_report_with_its_rubric_and_agreement(tmp_path: Path) -> None:
+    labels = labels_table()
+    store = write(tmp_path, labels, soft_block=scores_table(labels))
+    run_report(config(tmp_path), store)
+    assert load_report(store.report())["judge"] == {}
+    assert "The judge" not in (tmp_path / "report" / "report.html").read_text()
+    undefined = {"value": None, "low": None, "high": None}
+    agreement = {"num_answers": 40, "accuracy": {"value": 0.9, "low": 0.8, "high": 0.975}, "kappa": undefined, "num_not_judged": 1}
+    counts = {"calls": 1_200, "cache_hits": 7, "unreadable": 3}
+    judge = {"model": "j-1", "mode": "absolute", "rubric": "Be <fair>."}
+    for key, more in (("small", {"agreement": agreement}), ("large", {})):
+        store.grades(key).begin({"judges": {"sums": judge}})
+        store.grades(key).finish({}, {"judge": {"sums": counts | more}})
+    run_report(config(tmp_path), store, force=True)
+    found = load_report(store.report())["judge"]
+    assert found == {"sums": {**judge, "calls": 2_400, "cache_hits": 14, "unreadable": 6, "agreement": agreement}}
+    page = (tmp_path / "report" / "report.html").read_text()
+    for text in ("The judge", "j-1", "Be &lt;fair&gt;.", "90.0%", "2,400"):
+        assert text in page

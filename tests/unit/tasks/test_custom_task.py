@@ -1,5 +1,6 @@
 import json
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import known_tasks
 from firewall_ray.tasks.custom import CustomTask
 from firewall_ray.tasks.graders import GRADERS, last_number
+from firewall_ray.tasks.judged import NotJudged
 from firewall_ray.tasks.splits import draw_split
 
 ROWS = [{"question": f"Capital of {i}?", "answer": f"City {i}"} for i in range(20)]
@@ -106,6 +108,46 @@ def test_a_pattern_that_backtracks_for_ever_is_given_up(monkeypatch: pytest.Monk
         grade("a" * 5_000 + "!", r"(a|a|b)+(a|aa)+(aa|a)+$(?<=x)|(.*a){25}", "regex")
 
 
+JUDGE = {"base_url": "http://localhost:8000/v1", "model": "judge"}
+
+
+def test_questions_without_references_are_for_a_judge_alone(tmp_path: Path) -> None:
+    source = write(tmp_path / "own.jsonl", [{"question": "Why?"}])
+    (query,) = load(source, answer=None, grader="judge", judge=JUDGE)
+    assert json.loads(query.reference) == {"answer": None}
+    mixed = write(tmp_path / "mixed.jsonl", [{"question": "Why?", "answer": None}, {"question": "When?", "answer": "1912"}])
+    assert [json.loads(q.reference)["answer"] for q in load(mixed, grader="judge", judge=JUDGE)] == [None, "1912"]
+    for wrong in ({"answer": None}, {"grader": "judge"}, {"judge": JUDGE}):
+        with pytest.raises(ValueError, match="judge"):
+            make_task(source="-", **wrong)
+
+
+def test_the_judge_of_the_docs_is_one_and_a_key_in_the_wrong_field_is_not_repeated(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "your_own_task.md").read_text()
+    (block,) = [part for part in text.split("```yaml\n") if "judge:" in part and part.startswith("queries:")]
+    rest = "root: runs/mine\nmodels: {weak: {path: a}, strong: {path: b}}\n"
+    (tmp_path / "run.yaml").write_text(rest + block.partition("```")[0])
+    judge = load_config(tmp_path / "run.yaml").queries.custom_tasks()["support"].judge
+    assert judge is not None
+    assert (judge.server.api, judge.server.max_concurrency, judge.max_calls) == ("chat", 32, 50_000)
+    secret = "sk-proj-ABC0123456789abcdefXYZ"
+    for field in ("api_key_env", "base_url"):
+        with pytest.raises(ConfigError, match=rf"judge\.{field}") as caught:
+            load_config(tmp_path / "run.yaml", [f"queries.tasks.custom.support.judge.{field}={secret}"])
+        assert secret not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_judges_verdict_is_looked_up_and_its_error_is_the_rows() -> None:
+    judged = {"yes": ("right", None), "no": ("wrong", None), "hm": ("no_answer", None), "?": (None, "HTTP 400")}
+    task, options = make_task(source="-", grader="judge", judge=JUDGE)
+    verdicts = [task.verdict(text, "stop", {"answer": None}, {**options, "judged": judged}) for text in ("yes", "no", "hm")]
+    assert verdicts == ["right", "wrong", "no_answer"]
+    with pytest.raises(NotJudged, match="HTTP 400"):
+        task.grade("?", {"answer": None}, {**options, "judged": judged})
+    with pytest.raises(NotJudged, match=r"jobs/grade\.py"):
+        task.grade("yes", {"answer": None}, options)
+
+
 @pytest.fixture
 def my_graders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my_graders.py").write_text(
@@ -137,7 +179,7 @@ def test_a_function_that_cannot_be_used_is_named_before_anything_is_read(my_grad
 
 @pytest.mark.parametrize("grader", ["equals", "Exact", "module:", ":f", "a b:c", "a..b:c", "1a:f", "a:b.c"])
 def test_a_grader_that_does_not_exist_is_refused_with_the_ones_that_do(grader: str) -> None:
-    with pytest.raises(ValueError, match="exact, numeric, regex, code, or a Python function"):
+    with pytest.raises(ValueError, match="exact, numeric, regex, code, judge, or a Python function"):
         CustomTaskOptions(source="-", grader=grader)
 
 
