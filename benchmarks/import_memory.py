@@ -56,7 +56,7 @@ def measure(path: Path, kind: str, sender: Connection) -> None:
     else:
         outcomes = config.queries.outcomes
         assert outcomes is not None
-        deque(read_outcomes(path, outcomes, {key: key for key in config.models}), maxlen=0)
+        deque(read_outcomes(path, outcomes, set(config.models)), maxlen=0)
     sender.send({"mib": round(peak_mib() - before, 1), "s": round(time.perf_counter() - started, 1)})
 
 
