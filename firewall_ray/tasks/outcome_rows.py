@@ -165,8 +165,8 @@ def _verdicts(record: Record, columns: OutcomeColumns, threshold: float | None, 
     if threshold is not None:
         if columns.num_samples is not None:
             raise TaskError(
-                f"{record.where}: `{columns.num_samples}` makes `{columns.correct}` a pass rate, but queries.outcomes.threshold is for "
-                "scores. Leave the threshold out, or set queries.outcomes.columns.num_samples: null."
+                f"{record.where}: `{columns.num_samples}` makes `{columns.correct}` a pass rate, and queries.outcomes.threshold is "
+                "for scores. Leave the threshold out, or set queries.outcomes.columns.num_samples: null."
             )
         return [rate >= threshold]
     if columns.num_samples is None:
