@@ -9,7 +9,7 @@ def main(
     """Read the answers, graded already, of the config's queries.outcomes. Then go on with label, train_router, score, report.
 
     Needs no Ray and no model. The file has a row for each answer: query, model, correct, and what else queries.outcomes.columns
-    names.
+    names. Or a row for each query, with a column that maps every model to its verdict: queries.outcomes.columns.verdicts.
     """
     run_stage("import_outcomes", config, root, set_, limit=limit, force=force)
 

@@ -1,7 +1,7 @@
 """The config's section `queries`: the benchmarks of the run, a user's own tasks, or outcomes that exist already."""
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -197,6 +197,11 @@ class OutcomeColumns(Strict):
     query: str = Field("query", description="The question as a text: what the router reads, in the paper's prompt.")
     model: str = Field("model", description="Which model answered.")
     correct: str = Field("correct", description="The verdict: true or false, 1 or 0; or a pass rate, see `num_samples`.")
+    verdicts: str | None = Field(
+        None,
+        description="Instead of `model`, where a row is a query: the column that maps each model to its verdict, or to an object "
+        "with the verdict in its field `correct`.",
+    )
     num_samples: str | None = Field("num_samples", description="Of how many samples `correct` is the pass rate.")
     sample_index: str | None = Field("sample_index", description="Number of the sample; the same one twice is refused.")
     query_id: str | None = Field("query_id", description="The file's own id; tells a question asked twice from a row given twice.")
@@ -204,14 +209,29 @@ class OutcomeColumns(Strict):
     task: str | None = Field("task", description="The benchmark of the query, for the report.")
     split: str | None = Field("split", description="train, validation or test. Without it, `splits` draws them.")
 
+    @model_validator(mode="after")
+    def _one_form(self) -> "OutcomeColumns":
+        if self.verdicts is not None and "model" in self.model_fields_set:
+            raise ValueError("`model` is for files with a row an answer, `verdicts` for those with a row a query; keep one")
+        return self
+
 
 class OutcomesConfig(Strict):
-    """Outcomes that exist already: one row an answer of a model to a query, and whether it was right."""
+    """Outcomes that exist already: one row an answer of a model to a query, or one row a query with the verdicts of all models."""
 
     path: str = Field(description="A file: .csv, .jsonl (.gz too) or .parquet.")
     columns: OutcomeColumns = OutcomeColumns()
-    models: dict[Name, str] | None = Field(
-        None, description="What the file calls each model: {weak: mistral-7b}. None: as the keys of `models`. Others are left out."
+    models: dict[Name, str | Annotated[list[str], Field(min_length=1)]] | None = Field(
+        None,
+        description="What the file calls each model: {weak: mistral-7b}. A list: several models whose answers are the samples of "
+        "one, such as a family. None: as the keys of `models`. Others are left out.",
+    )
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="For graded scores, such as F1: right from this score on. None: what is neither a verdict nor a pass rate of "
+        "`num_samples` is refused.",
     )
     task: Name = Field("outcomes", description="The task of queries, where no column says it.")
     splits: SplitsConfig = SplitsConfig()

@@ -1,7 +1,8 @@
 """Outcomes that exist already -> queries/ and grades/<model>/: logs or a published evaluation in place of sampling and grading.
 
-Rows in: a file with a row for each answer of a model to a query and whether it was right. Rows out: the two datasets that
-`jobs/label.py` reads, so that every stage after it works unchanged. Runs in the driver.
+Rows in: a file with a row for each answer of a model to a query and whether it was right, or a row for each query with the
+verdicts of all models. Rows out: the two datasets that `jobs/label.py` reads, so that every stage after it works unchanged. Runs
+in the driver.
 
 A question's answers may lie anywhere in the file, so rows are split into buckets on the local disk by a hash of the question
 (`store/joins.py`). A bucket at a time is in memory, where it becomes queries with their grades; these are merged back into the
@@ -15,7 +16,7 @@ import heapq
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from firewall_ray.config.queries import OutcomesConfig
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError, TaskError
 from firewall_ray.schemas import GRADES, QUERIES
-from firewall_ray.stages.outcome_answers import Asked, collect, grade_of, num_samples
+from firewall_ray.stages.outcome_answers import Asked, collect, grades_of, verdicts_of
 from firewall_ray.stages.prepare_queries import quotas
 from firewall_ray.stages.stage import Output, Stage, StageResult, action_of
 from firewall_ray.store.dataset import BATCH_ROWS
@@ -39,6 +40,8 @@ from firewall_ray.tasks.splits import draw_split
 
 BUCKET_BYTES = 4 * 2**20  # of the file; as Python objects about 30 MiB
 MERGE_ROWS = 64  # of each bucket in memory while they are merged
+# What the file calls the models that stand for each key: one, or a family.
+Names = Mapping[str, list[str]]
 
 # What lies on the local disk in between: rows of the file, then queries. number: of a row, and of the first that asks a query.
 ROWS = pa.schema(
@@ -85,18 +88,21 @@ def run_import(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
     return [output.result() for output in outputs.values()]
 
 
-def _sorted_out(path: Path, outcomes: OutcomesConfig, names: Mapping[str, str], folder: Path) -> "Found":
+def _sorted_out(path: Path, outcomes: OutcomesConfig, names: Names, folder: Path) -> "Found":
     """Everything read and checked, a bucket at a time. Raises TaskError, also for a model without rows."""
     num_rows: Counter[str] = Counter()
-    rows = read_outcomes(path, outcomes, names)
-    spill = Spill(_batches(rows, names, num_rows), ROWS, _num_buckets(path), folder / "rows")
+    wanted = {name for family in names.values() for name in family}
+    rows = read_outcomes(path, outcomes, wanted)
+    # On the disk every answer has its question: of a row with many a copy each.
+    copies = 1 if outcomes.columns.verdicts is None else len(wanted)
+    spill = Spill(_batches(rows, wanted, num_rows), ROWS, _num_buckets(path, copies), folder / "rows")
     _check_models(num_rows, names, str(path))
     found = Found()
     for bucket in range(len(spill.paths)):
-        asked = collect(_outcomes(spill.bucket(bucket)), names)
+        asked = collect(_outcomes(spill.bucket(bucket)))
         # The rows have become queries: the disk holds a bucket once.
         spill.paths[bucket].unlink()
-        rows_of_bucket = [_row(task, question, query, outcomes) for (task, question), query in asked.items()]
+        rows_of_bucket = [_row(task, question, query, outcomes, names) for (task, question), query in asked.items()]
         found.num_queries.update((row["task"], row["split"]) for row in rows_of_bucket)
         batches = (
             pa.RecordBatch.from_pylist(rows_of_bucket[start : start + MERGE_ROWS], QUERIES_AND_GRADES)
@@ -107,15 +113,14 @@ def _sorted_out(path: Path, outcomes: OutcomesConfig, names: Mapping[str, str], 
     return found
 
 
-def _num_buckets(path: Path) -> int:
+def _num_buckets(path: Path, copies: int) -> int:
     """Of about BUCKET_BYTES of text: what compressed files hold is several times as much."""
-    factor = 1 if path.name.lower().endswith((".csv", ".jsonl")) else 8
+    factor = copies * (1 if path.name.lower().endswith((".csv", ".jsonl")) else 8)
     return min(max(-(-path.stat().st_size * factor // BUCKET_BYTES), 1), MAX_BUCKETS)
 
 
-def _batches(rows: Iterator[Outcome], names: Mapping[str, str], num_rows: Counter[str]) -> Iterator[pa.RecordBatch]:
+def _batches(rows: Iterator[Outcome], wanted: Set[str], num_rows: Counter[str]) -> Iterator[pa.RecordBatch]:
     """The rows of these models as `ROWS`; all are counted by model on the way."""
-    wanted = set(names.values())
 
     def kept() -> Iterator[dict[str, Any]]:
         for number, row in enumerate(rows):
@@ -156,24 +161,25 @@ class Found:
                 yield row
 
 
-def _check_models(num_rows: Mapping[str, int], names: Mapping[str, str], where: str) -> None:
-    for key, name in names.items():
+def _check_models(num_rows: Mapping[str, int], names: Names, where: str) -> None:
+    named = {name: key for key, family in names.items() for name in family}
+    for name, key in named.items():
         if not num_rows[name]:
             raise TaskError(
                 f"{where} has no rows of {name!r}, the model {key}. It has {sorted(num_rows)[:20]}. Say what it calls the models: "
                 f"queries.outcomes.models: {{{key}: ...}}."
             )
-    others = {name: count for name, count in num_rows.items() if name not in names.values()}
+    others = {name: count for name, count in num_rows.items() if name not in named}
     if others:
         logger.info("import_outcomes: left out %s rows of the models %s", f"{sum(others.values()):,}", ", ".join(sorted(others)))
 
 
-def _row(task: str, question: str, asked: Asked, outcomes: OutcomesConfig) -> dict[str, Any]:
+def _row(task: str, question: str, asked: Asked, outcomes: OutcomesConfig, names: Names) -> dict[str, Any]:
     """The query as a row of `QUERIES_AND_GRADES`."""
     # An empty reference: the verdicts are there, and nothing is graded with it.
     query = make_query(task, asked.split or draw_split(question, outcomes.splits), question, "{}")
-    n = num_samples(question, asked)
-    grades = [{"model": key, **grade_of(answers, n)} for key, answers in asked.answers.items()]
+    found = {key: verdicts_of(asked.answers, family) for key, family in names.items()}
+    grades = grades_of(question, {key: verdicts for key, verdicts in found.items() if verdicts is not None})
     return {**query._asdict(), "number": asked.number, "grades": grades}
 
 
@@ -207,16 +213,17 @@ def _write(
         output.finish(config, dict(counts[name]))
 
 
-def _model_names(config: RunConfig, outcomes: OutcomesConfig) -> dict[str, str]:
-    """What the file calls the model of each key."""
+def _model_names(config: RunConfig, outcomes: OutcomesConfig) -> dict[str, list[str]]:
     if outcomes.models is None:
-        return {key: key for key in config.models}
+        return {key: [key] for key in config.models}
     unknown = sorted(outcomes.models.keys() - config.models.keys())
     if unknown:
         raise ConfigError(f"queries.outcomes.models names {unknown[0]!r}, but models has only {sorted(config.models)}.")
-    if len(set(outcomes.models.values())) < len(outcomes.models):
-        raise ConfigError(f"queries.outcomes.models gives two models the same name: {outcomes.models}.")
-    return dict(outcomes.models)
+    names = {key: [family] if isinstance(family, str) else family for key, family in outcomes.models.items()}
+    counts = Counter(name for family in names.values() for name in family)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConfigError(f"queries.outcomes.models gives two models the same name, {twice[0]!r}: {outcomes.models}.")
+    return names
 
 
 def _digest(path: Path) -> str:

@@ -6,12 +6,14 @@ What the file leaves open:
 * The greedy answer, where no row is marked as greedy, counts as right where at least half of the samples are.
 * Labels need as many samples of both models. Where a query has 32 of one and 1 of another, the fewer are repeated to the
   least common multiple, which changes no pass rate.
+* Several models may stand for one, whose samples are then theirs, each model with equal weight. A query that lacks an answer of
+  one of them makes the grade an error: the pass rate of the others is that of another family.
 * A pass rate of n samples becomes n verdicts, in an order drawn by a hash: only `win_rate` pairs samples by their order.
 * An answer without a verdict (null, empty) makes its model's grade an error, which labels leave out and count.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,29 +36,48 @@ class Answers:
         found = [verdict for key in sorted(self.verdicts) for verdict in self.verdicts[key]]
         return found or ([] if self.greedy is None else [self.greedy])
 
+    def greedy_verdict(self) -> bool:
+        return _at_least_half(self.samples()) if self.greedy is None else self.greedy
+
 
 @dataclass
 class Asked:
-    """One query with the answers of every model, by its key. number: of the first row that asks it."""
+    """One query with the answers of every model, by the file's name of it. number: of the first row that asks it."""
 
     number: int
     split: str | None
     answers: dict[str, Answers] = field(default_factory=dict)
 
 
-def collect(rows: Iterable[tuple[int, Outcome]], names: Mapping[str, str]) -> dict[tuple[str, str], Asked]:
+@dataclass(frozen=True)
+class Verdicts:
+    """Of all models that stand for one key on one query. samples: each of these models' own; empty with an error."""
+
+    samples: list[list[bool]]
+    greedy: bool
+    error: str | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """The fewest in which every model has the same weight."""
+        return len(self.samples) * math.lcm(*(len(each) for each in self.samples))
+
+    def repeated(self, n: int) -> list[bool]:
+        """n of them, a multiple of num_samples."""
+        return [verdict for each in self.samples for verdict in each * (n // (len(self.samples) * len(each)))]
+
+
+def collect(rows: Iterable[tuple[int, Outcome]]) -> dict[tuple[str, str], Asked]:
     """The answers of every (task, question), in the order in which the questions first come. rows: with their numbers.
 
-    names: what the file calls the model of each key. Raises TaskError for an answer that comes twice, for greedy answers that
-    disagree, and for a question in two splits.
+    Raises TaskError for an answer that comes twice, for greedy answers that disagree, and for a question in two splits.
     """
-    keys = {name: key for key, name in names.items()}
     asked: dict[tuple[str, str], Asked] = {}
     for number, row in rows:
         query = asked.setdefault((row.task, row.question), Asked(number, row.split))
         if query.split != row.split:
             raise TaskError(f"{row.where}: the question is of the split {row.split!r}, and of {query.split!r} in a row before.")
-        _add(query.answers.setdefault(keys[row.model], Answers()), row)
+        _add(query.answers.setdefault(row.model, Answers()), row)
     return asked
 
 
@@ -83,9 +104,21 @@ def _add(answers: Answers, row: Outcome) -> None:
         answers.verdicts[key] = row.verdicts
 
 
-def num_samples(question: str, asked: Asked) -> int:
-    """n of a query: the least common multiple over its models."""
-    sizes = {key: len(answers.samples()) for key, answers in asked.answers.items() if answers.error is None}
+def verdicts_of(answers: Mapping[str, Answers], family: Sequence[str]) -> Verdicts | None:
+    """family: the models that stand for one key. None where the query has no answer of any."""
+    found = [answers[name] for name in family if name in answers]
+    if not found:
+        return None
+    errors = [each.error for each in found if each.error is not None]
+    errors += [f"there is no answer of {name!r}" for name in family if name not in answers]
+    if errors:
+        return Verdicts([], False, errors[0])
+    return Verdicts([each.samples() for each in found], _at_least_half([each.greedy_verdict() for each in found]))
+
+
+def grades_of(question: str, verdicts: Mapping[str, Verdicts]) -> list[dict[str, Any]]:
+    """A grade a key, with as many samples of each: the least common multiple. Raises TaskError where it is too large."""
+    sizes = {key: each.num_samples for key, each in verdicts.items() if each.error is None}
     # Of no sizes 1: every model's answers have an error, and no verdict is repeated.
     n = math.lcm(*sizes.values())
     if n > MAX_SAMPLES:
@@ -93,12 +126,14 @@ def num_samples(question: str, asked: Asked) -> int:
             f"The question {question[:60]!r} has {sizes} answers. Both models need the same number, and to repeat them to "
             f"one would take {n:,}, more than {MAX_SAMPLES:,}. Leave answers out."
         )
-    return n
+    return [{"model": key, **_grade(each, n)} for key, each in verdicts.items()]
 
 
-def grade_of(answers: Answers, n: int) -> dict[str, Any]:
-    if answers.error is not None:
-        return {"correct": None, "greedy_correct": None, "error": answers.error}
-    samples = answers.samples()
-    greedy = 2 * sum(samples) >= len(samples) if answers.greedy is None else answers.greedy
-    return {"correct": samples * (n // len(samples)), "greedy_correct": greedy, "error": None}
+def _grade(verdicts: Verdicts, n: int) -> dict[str, Any]:
+    if verdicts.error is not None:
+        return {"correct": None, "greedy_correct": None, "error": verdicts.error}
+    return {"correct": verdicts.repeated(n), "greedy_correct": verdicts.greedy, "error": None}
+
+
+def _at_least_half(verdicts: Sequence[bool]) -> bool:
+    return 2 * sum(verdicts) >= len(verdicts)

@@ -1,11 +1,12 @@
-"""One row of a file of outcomes: what it says, checked, with file, row and column in every message.
+"""One answer of a file of outcomes: what it says, checked, with file, row and column in every message.
 
-Runs in the driver. Values come as CSV has them (texts), or as JSON or Parquet has them.
+A row is an answer, or a query with the verdicts of all models, which unfolds into answers. Runs in the driver. Values come as CSV
+has them (texts), or as JSON or Parquet has them.
 """
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,18 +35,15 @@ class Outcome(NamedTuple):
     split: str | None
 
 
-def read_outcomes(path: Path, outcomes: OutcomesConfig, names: Mapping[str, str]) -> Iterator[Outcome]:
-    """Stream the rows. Those of other models than `names` has come with no more than their model's name checked.
+def read_outcomes(path: Path, outcomes: OutcomesConfig, wanted: Set[str]) -> Iterator[Outcome]:
+    """Stream the answers. Those of other models than the `wanted` come with no more than their model's name checked.
 
     Raises TaskError naming file and row for a column that is not there, and for a value that is none of its kind.
     """
-    wanted = set(names.values())
-    named: OutcomeColumns | None = None
     columns: OutcomeColumns | None = None
     shapes: dict[tuple[str, ...], OutcomeColumns] = {}
-    for record in read_file("outcomes", path):
-        named = named or _present(record, outcomes.columns)  # a column that is called otherwise is missing in the first row
-        model = record.text(named.model)
+    for record in _answers(path, outcomes.columns, wanted):
+        model = record.text(outcomes.columns.model)
         if model not in wanted:
             yield Outcome(record.where, "", "", model, None, False, None, "", None)
             continue
@@ -61,14 +59,63 @@ def read_outcomes(path: Path, outcomes: OutcomesConfig, names: Mapping[str, str]
             record.text(columns.task) if columns.task else outcomes.task,
             question,
             model,
-            _verdicts(record, columns, f"{model}\n{question}"),
+            _verdicts(record, columns, outcomes.threshold, f"{model}\n{question}"),
             _flag(record, columns.greedy) if columns.greedy else False,
             _whole(record, columns.sample_index, 0) if columns.sample_index else None,
             _own_id(record, columns.query_id) if columns.query_id else "",
             _split(record, columns.split) if columns.split else None,
         )
-    if named is None:
+
+
+def _answers(path: Path, columns: OutcomeColumns, wanted: Set[str]) -> Iterator[Record]:
+    """A record an answer, whichever form the file has."""
+    if columns.verdicts is not None and path.name.lower().endswith((".csv", ".csv.gz")):
+        raise TaskError(
+            f"outcomes: {path}: CSV cannot hold the verdicts of all models in one column (queries.outcomes.columns.verdicts). Save "
+            "the file as JSON Lines or Parquet, or with a row for each answer."
+        )
+    first = True
+    for record in read_file("outcomes", path):
+        if columns.verdicts is not None:
+            yield from _unfolded(record, columns, columns.verdicts, wanted)
+        else:
+            if first:
+                _present(record, columns)  # a column that is called otherwise is missing in the first row
+            yield record
+        first = False
+    if first:
         raise TaskError(f"outcomes: {path} has no rows.")
+
+
+def _unfolded(record: Record, columns: OutcomeColumns, name: str, wanted: Set[str]) -> Iterator[Record]:
+    """The answers of one row's mapping `name`. The fields of a model's object come above the row's own."""
+    if name not in record.fields:
+        raise _no_column(record, "verdicts", name)
+    verdicts = _mapping(record, name, record.fields[name])
+    if verdicts is None:
+        raise TaskError(f"{record.where}: `{name}` must map models to verdicts, there is {record.fields[name]!r:.60}.")
+    for model, verdict in verdicts.items():
+        where = f"{record.where}, {model!r} in `{name}`"
+        if model not in wanted:  # millions of rows of forty models each: no copy of the row for these
+            yield Record(where, {columns.model: model})
+            continue
+        inner = _mapping(record, name, verdict)
+        if inner is not None and columns.correct not in inner:
+            raise _no_column(Record(where, inner), "correct", columns.correct)
+        yield Record(where, {**record.fields, **({columns.correct: verdict} if inner is None else inner), columns.model: model})
+
+
+def _mapping(record: Record, name: str, value: Any) -> Mapping[str, Any] | None:
+    """A JSON object or a struct of Parquet, or a map of it, which comes as a list of pairs. None: it is neither."""
+    if isinstance(value, Mapping):
+        return value
+    # In JSON a pair is a list: only Parquet has tuples.
+    if not isinstance(value, list) or not all(isinstance(pair, tuple) for pair in value):
+        return None
+    pairs = dict(value)
+    if len(pairs) < len(value):  # a map may repeat a key, of which `dict` would keep the last in silence
+        raise TaskError(f"{record.where}: `{name}` names a key twice: {[key for key, _ in value]!r:.200}. Keep one.")
+    return pairs
 
 
 def _present(record: Record, columns: OutcomeColumns) -> OutcomeColumns:
@@ -77,12 +124,16 @@ def _present(record: Record, columns: OutcomeColumns) -> OutcomeColumns:
     for role, name in columns.model_dump(exclude_none=True).items():
         if name not in record.fields:
             if role in REQUIRED or role in columns.model_fields_set:
-                raise TaskError(
-                    f"{record.where}: there is no column {name!r}, only {sorted(record.fields)}. Say what it is called: "
-                    f"queries.outcomes.columns.{role}."
-                )
+                raise _no_column(record, role, name)
             missing.append(role)
     return columns.model_copy(update=dict.fromkeys(missing))
+
+
+def _no_column(record: Record, role: str, name: str) -> TaskError:
+    return TaskError(
+        f"{record.where}: there is no column {name!r}, only {sorted(record.fields)}. Say what it is called: "
+        f"queries.outcomes.columns.{role}."
+    )
 
 
 def _sometimes(record: Record, before: OutcomeColumns, here: OutcomeColumns) -> TaskError:
@@ -106,16 +157,24 @@ def _own_id(record: Record, name: str) -> str:
     return str(value)
 
 
-def _verdicts(record: Record, columns: OutcomeColumns, seed: str) -> list[bool] | None:
+def _verdicts(record: Record, columns: OutcomeColumns, threshold: float | None, seed: str) -> list[bool] | None:
     """`correct` as one verdict, or as the n of a pass rate."""
     rate = _rate(record, columns.correct)
     if rate is None:
         return None
+    if threshold is not None:
+        if columns.num_samples is not None:
+            raise TaskError(
+                f"{record.where}: `{columns.num_samples}` makes `{columns.correct}` a pass rate, and queries.outcomes.threshold is "
+                "for scores. Leave the threshold out, or set queries.outcomes.columns.num_samples: null."
+            )
+        return [rate >= threshold]
     if columns.num_samples is None:
         if rate not in (0, 1):
             raise TaskError(
                 f"{record.where}: `{columns.correct}` is {rate:g}. A pass rate needs the number of samples behind it: name the "
-                "column that has it, queries.outcomes.columns.num_samples. A score that is no rate must be made a verdict first."
+                "column that has it, queries.outcomes.columns.num_samples. For a score that is no rate, say from where on it is "
+                "right: queries.outcomes.threshold."
             )
         return [rate == 1]
     n = _whole(record, columns.num_samples, 1)
