@@ -3,6 +3,7 @@
 Runs in the driver, which only describes the application; models and router are loaded on their replicas.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,14 @@ from ray.serve.llm import build_llm_deployment
 from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.config.serving import Route
+from firewall_ray.engines.prompt_choice import prompt_format
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.errors import ConfigError
 from firewall_ray.router.card import load_card
+from firewall_ray.router.pair import check_models, configured_model
 from firewall_ray.store.layout import ArtifactStore
 from serve_app.http.ingress import Ingress
+from serve_app.models.chats import as_sampled
 from serve_app.models.deployment import llm_config
 from serve_app.models.replica import ModelServer
 from serve_app.routing.replica import router_deployment
@@ -24,6 +29,8 @@ from serve_app.routing.request import FIREWALL, is_reserved
 
 # The ingress refuses what is too much itself, in OpenAI's shape (`serving.max_in_flight`), before Serve would.
 SERVE_MAX_ONGOING = 10_000
+
+logger = logging.getLogger("firewall_ray")
 
 
 def build_app(args: Mapping[str, Any]) -> Application:
@@ -57,6 +64,11 @@ def compose(config: RunConfig) -> Application:
             "Change `pair`, or train a router for it: python jobs/train_router.py --config FILE"
         )
     ids: dict[Route, str] = {"weak": pair[0], "strong": pair[1]}
+    # `auto` is what it was when the model was sampled, whatever its tokenizer has by now.
+    trained = (card.weak, card.strong)
+    prompts = {model.key: prompt_format(model.key, config.models[model.key], model.prompt) for model in trained}
+    weak, strong = (configured_model(key, config.models[key], prompts[key]) for key in pair)
+    check_models(name, trained, (weak, strong), refuse=serving.other_models == "refuse")
     deployment = serve.deployment(
         # Without an app: each replica builds its own, once it has what it is bound to (Ingress.__serve_build_asgi_app__).
         serve.ingress()(Ingress),
@@ -70,19 +82,26 @@ def compose(config: RunConfig) -> Application:
         },
     )
     return deployment.bind(
-        router=router_deployment(config, store, name),
+        router=router_deployment(config, store, name, (weak, strong)),
         ids=ids,
-        models={route: _model(config, key) for route, key in ids.items()},
+        models={route: _model(config, key, prompts[key]) for route, key in ids.items()},
         serving=serving,
         decisions=store.decisions(),
     )
 
 
-def _model(config: RunConfig, key: str) -> Application | OpenAIModelConfig:
+def _model(config: RunConfig, key: str, prompt: PromptFormat) -> Application | OpenAIModelConfig:
     """A deployment of its own, or the server elsewhere that has it. Raises ConfigError for a key that the router answers to."""
     if is_reserved(key):
         raise ConfigError(f"models.{key}: clients reach the router as {FIREWALL} and {FIREWALL}-0.3; give the model another key.")
     model = config.models[key]
     if isinstance(model, OpenAIModelConfig):
+        if not prompt.is_chat:
+            words = (
+                "models.%s was sampled with raw prompts; chats to it are put into its server's own chat template, if it has one."
+            )
+            logger.warning(words, key)
         return model
-    return build_llm_deployment(llm_config(key, model, config.serving.node_resources), deployment_cls=ModelServer)
+    arguments, chats = as_sampled(prompt, config.sampling)
+    served = llm_config(key, model, config.serving.node_resources, arguments)
+    return build_llm_deployment(served, deployment_cls=ModelServer, bind_kwargs={"chats": chats})

@@ -1,6 +1,10 @@
-"""A run that can be served, made in seconds: the shipped models and an untrained router with half of its scores tied."""
+"""A run that can be served, made in seconds: the shipped models and an untrained router with half of its scores tied.
+
+The weak model is a base model, as the paper's are: it has no chat template, and was sampled with the raw prompt.
+"""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +22,21 @@ from firewall_ray.store.layout import ArtifactStore
 
 MODEL: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_num_seqs": 4, "engine_kwargs": {"enforce_eager": True}}
 ROUTER = "soft_block"
+# How the pair was asked. The shipped models were trained on prompts that end in a space.
+RAW = {"format": "raw", "keep_trailing_space": True}
+CHAT = {"format": "chat", "system_prompt": None, "chat_template": None, "chat_template_kwargs": {}}
 
 
 def write_run(folder: Path) -> str:
     """queries/ and routers/ under `folder`, and the path of the config that serves them."""
+    weak = base_model("quickstart/models/weak", folder / "base")
     raw = {
         "root": str(folder),
         "queries": {"tasks": {"tiny_world": {"num_train": 0, "num_validation": 1_000, "num_test": 1_000}}},
-        "models": {key: {**MODEL, "path": f"quickstart/models/{key}"} for key in ("weak", "strong")},
+        "models": {
+            "weak": {**MODEL, "path": str(weak), "keep_trailing_space": True},
+            "strong": {**MODEL, "path": "quickstart/models/strong"},
+        },
         "router": {"designs": [ROUTER]},
         "scoring": {"device": "cpu"},
         "serving": {
@@ -48,6 +59,19 @@ def write_run(folder: Path) -> str:
     return str(path)
 
 
+def base_model(path: str, folder: Path) -> Path:
+    """A copy under `folder`, by the same name, of a model without its chat template."""
+    copy = folder / Path(path).name
+    shutil.copytree(path, copy, ignore=shutil.ignore_patterns("chat_template.jinja"))
+    return copy
+
+
+def models_elsewhere(url: str, **said: Any) -> dict[str, Any]:
+    """The pair at a server, asked as the card says. said: more for both."""
+    asked = {"weak": {"keep_trailing_space": True}, "strong": {"prompt": "chat"}}
+    return {key: {"engine": "openai", "base_url": url, "model": key, **how, **said} for key, how in asked.items()}
+
+
 def prompts_of_split(store: ArtifactStore, split: str) -> list[str]:
     return [row["prompt"] for row in store.queries().read().to_pylist() if row["split"] == split]
 
@@ -67,4 +91,5 @@ def _spread(folder: Path, validation: list[str]) -> None:
     model.save_pretrained(folder)
     card = json.loads((folder / CARD_FILE).read_text())
     table = QuantileTable.from_scores(RouterPredictor(folder, num_threads=1).predict(validation))
-    (folder / CARD_FILE).write_text(json.dumps({**card, "quantiles": vars(table)}))
+    asked = {key: {**card[key], "prompt": prompt} for key, prompt in (("weak", RAW), ("strong", CHAT))}
+    (folder / CARD_FILE).write_text(json.dumps({**card, **asked, "quantiles": vars(table)}))

@@ -7,8 +7,9 @@ import torch
 from firewall_ray.config.base import BackboneConfig
 from firewall_ray.config.router import RouterConfig
 from firewall_ray.policy import QuantileTable
-from firewall_ray.router.card import CARD_FILE, EpochMetrics, Interval, ModelOfPair, RouterCard
+from firewall_ray.router.card import CARD_FILE, EpochMetrics, Interval, RouterCard
 from firewall_ray.router.model import build_model, load_tokenizer
+from firewall_ray.router.pair import ModelOfPair
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE
 
@@ -20,8 +21,8 @@ MAX_LENGTH = 48
 def make_card(router: RouterConfig, design: str = "soft_block") -> RouterCard:
     return RouterCard(
         design=design,
-        weak=ModelOfPair(key="weak", path="a"),
-        strong=ModelOfPair(key="strong", path="b"),
+        weak=ModelOfPair(key="weak", path="quickstart/models/weak"),
+        strong=ModelOfPair(key="strong", path="quickstart/models/strong"),
         prompt_template=PROMPT_TEMPLATE,
         max_length=router.max_length,
         training=router,

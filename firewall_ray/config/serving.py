@@ -56,6 +56,11 @@ class ServingConfig(NodeGroupConfig):
 
     # Routing
     router: LabelDesign | None = Field(None, description="The design whose router decides. None: the first of router.designs.")
+    other_models: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="Where the pair is not what the router's card says it was trained for: another model or revision, or the same "
+        "one asked otherwise. warn: for one that you know to be the same under another name; else scores speak of other models.",
+    )
     strong_fraction: float = Field(
         0.3, ge=0, le=1, description="Share of the traffic for the model `firewall` that goes strong: what your budget allows."
     )

@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from firewall_ray.config.base import Name
-from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.config.router import RouterConfig
 from firewall_ray.config.run import EvaluationConfig, RunConfig
 from firewall_ray.errors import ModelError, PolicyError
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, percentile_interval
 from firewall_ray.evaluation.metrics import performance_curve
 from firewall_ray.policy import QuantileTable, rank
+from firewall_ray.router.pair import ModelOfPair, sampled_model
 from firewall_ray.store.dataset import Dataset, versions
+from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import PROMPT_TEMPLATE
 
 CARD_FILE = "router.json"
@@ -31,11 +32,6 @@ VALIDATION_FILE = "_validation.parquet"  # query_id, p_weak, the design's label,
 
 class Described(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class ModelOfPair(Described):
-    key: str = Field(description="The run's name for the model.")
-    path: str = Field(description="Hub id, folder, or the id that its server knows it by.")
 
 
 class EpochMetrics(Described):
@@ -104,16 +100,17 @@ def load_card(router: Dataset) -> RouterCard:
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def write_card(config: RunConfig, design: str, dataset: Dataset, counts: Mapping[str, int]) -> RouterCard:
-    """The card of a router whose weights, history and validation scores training has left in `dataset`'s folder."""
+def write_card(config: RunConfig, store: ArtifactStore, design: str, counts: Mapping[str, int]) -> RouterCard:
+    """The card of a router whose weights, history and validation scores training has left in its folder of the store."""
+    dataset = store.router(design)
     with dataset.filesystem.open_input_stream(f"{dataset.path}/{TRAINED_FILE}") as stream:
         trained = json.loads(stream.read())
     table = pq.read_table(f"{dataset.path}/{VALIDATION_FILE}", filesystem=dataset.filesystem)
     validation = {name: table[name].to_numpy() for name in table.column_names}
     card = RouterCard(
         design=design,
-        weak=_model_of_pair(config, config.pair.weak),
-        strong=_model_of_pair(config, config.pair.strong),
+        weak=sampled_model(config, store, config.pair.weak),
+        strong=sampled_model(config, store, config.pair.strong),
         prompt_template=PROMPT_TEMPLATE,
         max_length=config.router.max_length,
         training=config.router,
@@ -153,11 +150,6 @@ def validation_intervals(
     return {
         name: Interval(value=_defined(each.value), low=_defined(each.low), high=_defined(each.high)) for name, each in found.items()
     }
-
-
-def _model_of_pair(config: RunConfig, key: str) -> ModelOfPair:
-    model = config.models[key]
-    return ModelOfPair(key=key, path=model.model if isinstance(model, OpenAIModelConfig) else model.path)
 
 
 def _weights_hash(dataset: Dataset) -> str:

@@ -90,7 +90,7 @@ def run_training(
         with watch("train_router", totals=dict.fromkeys(untrained, rows * router.epochs), done=done) as progress:
             _train(TrainSpec(store, router, tuple(untrained), counts["train"], progress), labels, checkpoints, limit)
     for design in wanted:
-        write_card(config, design, store.router(design), counts)
+        write_card(config, store, design, counts)
         outputs[design].finish(config, counts)
     _delete_folder(store.filesystem, checkpoints)
     return {

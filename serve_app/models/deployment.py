@@ -10,13 +10,21 @@ from firewall_ray.config.models import VllmModelConfig, model_path
 from firewall_ray.engines.placement import placement_strategy
 
 
-def llm_config(key: str, model: VllmModelConfig, node_resources: Mapping[str, float] | None = None) -> LLMConfig:
-    """What Ray Serve needs to serve `models.<key>`; the key is the id that clients know the model by."""
+def llm_config(
+    key: str,
+    model: VllmModelConfig,
+    node_resources: Mapping[str, float] | None = None,
+    as_sampled: Mapping[str, Any] | None = None,
+) -> LLMConfig:
+    """What Ray Serve needs to serve `models.<key>`; the key is the id that clients know the model by.
+
+    as_sampled: of `chats.as_sampled`, engine arguments by which it is asked as it was sampled.
+    """
     bundle = {"CPU": model.num_cpus} if model.device == "cpu" else {"CPU": 1, "GPU": 1}
     bundle |= {**model.node_resources, **(node_resources or {})}
     return LLMConfig(
         model_loading_config={"model_id": key, "model_source": model_path(model.path)},
-        engine_kwargs=engine_kwargs(model),
+        engine_kwargs=engine_kwargs(model, as_sampled or {}),
         accelerator_type=model.accelerator_type,
         placement_group_config={"bundle_per_worker": bundle, "strategy": placement_strategy(model)},
         deployment_config={
@@ -35,7 +43,7 @@ def llm_config(key: str, model: VllmModelConfig, node_resources: Mapping[str, fl
     )
 
 
-def engine_kwargs(model: VllmModelConfig) -> dict[str, Any]:
+def engine_kwargs(model: VllmModelConfig, as_sampled: Mapping[str, Any]) -> dict[str, Any]:
     """What the config says, in vLLM's words. The config's own `engine_kwargs` is last and wins."""
     kwargs: dict[str, Any] = {
         "dtype": model.dtype,
@@ -46,7 +54,7 @@ def engine_kwargs(model: VllmModelConfig) -> dict[str, Any]:
     }
     if model.device == "gpu":
         kwargs["gpu_memory_utilization"] = model.gpu_memory_utilization
-    return {**kwargs, **model.engine_kwargs}
+    return {**kwargs, **as_sampled, **model.engine_kwargs}
 
 
 def _environment(model: VllmModelConfig) -> dict[str, str]:

@@ -15,8 +15,10 @@ from pydantic_core import from_json, to_json
 from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.config.serving import ServingConfig
 from firewall_ray.engines.openai import api_key
+from firewall_ray.engines.prompt_choice import prompt_format
 from serve_app.errors import error_body
 from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, Unavailable, Usage
+from serve_app.models.chats import chat_defaults
 from serve_app.models.event_stream import event_data
 
 PATHS: dict[Endpoint, str] = {"chat": "/chat/completions", "completions": "/completions"}
@@ -39,6 +41,7 @@ class RemoteModel:
         self._key = key
         self._config = config
         self._serving = serving
+        self._chats = chat_defaults(prompt_format(key, config))
         secret = api_key(key, config)
         limit = config.max_concurrency
         self._client = httpx.AsyncClient(
@@ -53,7 +56,7 @@ class RemoteModel:
         # httpx would have it wait for a connection, while the other model may have room.
         if self._num_in_flight >= self._config.max_concurrency:
             raise ModelUnavailable("overloaded")
-        content, usage_is_wanted = self._body_for_server(body, streams)
+        content, usage_is_wanted = self._body_for_server(endpoint, body, streams)
         timeout_s = self._serving.first_token_timeout_s if streams else self._serving.answer_timeout_s
         request = self._client.stream(
             "POST",
@@ -102,9 +105,9 @@ class RemoteModel:
         finally:
             self._num_in_flight -= 1
 
-    def _body_for_server(self, body: bytes, streams: bool) -> tuple[bytes, bool]:
+    def _body_for_server(self, endpoint: Endpoint, body: bytes, streams: bool) -> tuple[bytes, bool]:
         """The client's request under the server's model id, and whether the client wants a stream's usage: we always do."""
-        parsed = from_json(body)
+        parsed = self._chats.filled(from_json(body)) if endpoint == "chat" else from_json(body)
         parsed["model"] = self._config.model
         options = parsed.get("stream_options")
         if streams and (options is None or isinstance(options, dict)):  # anything else is for the server to refuse

@@ -19,10 +19,12 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
     ErrorResponse,
 )
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
+from ray.serve.llm import LLMConfig
 
 from firewall_ray.engines.orphans import core_ends_with_actor
 from serve_app.errors import error_body, first_problem
 from serve_app.models.answers import Endpoint, StreamPart, Usage, WholeAnswer
+from serve_app.models.chats import ChatDefaults
 
 REQUEST_TYPES: dict[Endpoint, type[BaseModel]] = {"chat": ChatCompletionRequest, "completions": CompletionRequest}
 
@@ -39,7 +41,11 @@ ERROR = 'data: {"error"'
 
 
 class ModelServer(LLMServer):
-    """One replica of a model. Its request types, engine and everything else are Ray's."""
+    """One replica of a model. Its request types, engine and everything else are Ray's. chats: what its clients' chats get."""
+
+    async def __init__(self, llm_config: LLMConfig, *, chats: ChatDefaults) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._chats = chats
+        await super().__init__(llm_config)
 
     async def start(self) -> None:
         core_ends_with_actor()  # vLLM's core is a child of this process, and would hold its GPUs after the replica was killed
@@ -92,6 +98,8 @@ class ModelServer(LLMServer):
     async def _ask(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[Any]:
         """The engine's responses: one, or a stream's events as text."""
         body["model"] = self._llm_config.model_id  # the client named the router
+        if endpoint == "chat":
+            body = self._chats.filled(body)
         return await self._run_request(request_of(endpoint, body), engine_method=endpoint)
 
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import tempfile
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +21,7 @@ from firewall_ray.config.serving import BudgetControlConfig
 from firewall_ray.errors import ModelError
 from firewall_ray.policy import goes_strong
 from firewall_ray.router.card import RouterCard
+from firewall_ray.router.pair import ModelOfPair, check_models
 from firewall_ray.router.predict import RouterPredictor, Scored, local_copy
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
@@ -44,7 +45,9 @@ class RouterUserConfig(Strict):
 
 
 class Router:
-    """A replica of the router of `pair` (keys of the weak and the strong model).
+    """A replica of the router of `pair`, the weak and the strong model that are served.
+
+    other_models: what becomes of a router that was trained for others, see `ServingConfig`.
 
     Under `budget_control` each replica holds the fraction of its own decisions; so n of them together hold it over n windows.
     """
@@ -53,13 +56,15 @@ class Router:
         self,
         store: ArtifactStore,
         scoring: ScoringConfig,
-        pair: tuple[str, str],
+        pair: tuple[ModelOfPair, ModelOfPair],
         tie_seed: int,
         budget_control: BudgetControlConfig | None,
+        other_models: Literal["refuse", "warn"],
     ) -> None:
         self._store = store
         self._scoring = scoring
         self._pair = pair
+        self._other_models = other_models
         self._tie_seed = tie_seed
         self._budget_control = budget_control
         self._budgets: BudgetController | None = None
@@ -110,8 +115,10 @@ class Router:
                 compiled=self._scoring.device == "cpu",
             )
         card = predictor.card
-        if (card.weak.key, card.strong.key) != self._pair:
-            raise ModelError(f"The router {wanted.router} was trained for {card.weak.key} and {card.strong.key}, not {self._pair}.")
+        keys = tuple(model.key for model in self._pair)
+        if (card.weak.key, card.strong.key) != keys:
+            raise ModelError(f"The router {wanted.router} was trained for {card.weak.key} and {card.strong.key}, not {keys}.")
+        check_models(wanted.router, (card.weak, card.strong), self._pair, refuse=self._other_models == "refuse")
         if wanted.version not in (None, card.version):
             raise ModelError(f"The router {wanted.router} has version {card.version}, not {wanted.version}.")
         predictor.predict(["warm up"])  # so that the first request is not slow
@@ -215,8 +222,8 @@ class Router:
         return [scored[i] for i in range(len(calls))]
 
 
-def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> Application:
-    """The router `name` of the store, on the device and CPUs that scoring has."""
+def router_deployment(config: RunConfig, store: ArtifactStore, name: str, pair: tuple[ModelOfPair, ModelOfPair]) -> Application:
+    """The router `name` of the store, on the device and CPUs that scoring has. pair: the weak and the strong model, as served."""
     scoring, replicas = config.scoring, config.serving.router_replicas
     resources: dict[str, Any] = {
         "num_cpus": scoring.num_cpus,
@@ -237,5 +244,5 @@ def router_deployment(config: RunConfig, store: ArtifactStore, name: str) -> App
         },
         user_config=RouterUserConfig(router=name, strong_fraction=config.serving.strong_fraction).model_dump(),
     )
-    pair = (config.pair.weak, config.pair.strong)
-    return deployment.bind(store, scoring, pair, config.evaluation.seed, config.serving.budget_control)
+    serving = config.serving
+    return deployment.bind(store, scoring, pair, config.evaluation.seed, serving.budget_control, serving.other_models)

@@ -35,7 +35,7 @@ class LightModel:
         """It is well as long as it is there."""
 
 
-def light_deployment(llm_config: Any, deployment_cls: Any) -> Application:
+def light_deployment(llm_config: Any, deployment_cls: Any, bind_kwargs: Any) -> Application:
     """In place of `build_llm_deployment`: of the same name and size, in the same bundles on the same nodes."""
     options = deployment_cls.get_deployment_options(llm_config)
     del options["ray_actor_options"]  # a hook that imports vLLM

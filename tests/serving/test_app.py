@@ -16,6 +16,7 @@ import torch
 from running_app import Served, processes_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.policy import goes_strong
 
 pytestmark = pytest.mark.slow
@@ -94,6 +95,19 @@ def test_a_models_own_id_reaches_that_model_without_routing(served: Served, mode
             "x-firewall-route": model,
             "x-firewall-reason": "requested",
         }
+
+
+@pytest.mark.parametrize("model", ["weak", "strong"])
+def test_a_chat_becomes_the_tokens_that_were_sampled_also_of_a_base_model_without_a_chat_template(
+    served: Served, model: str
+) -> None:
+    """The weak model here has no chat template, without which vLLM alone refuses chats."""
+    prompt = PromptFormat(keeps_space=True) if model == "weak" else PromptFormat(is_chat=True)
+    tokenizer = AutoTokenizer.from_pretrained(f"quickstart/models/{model}")
+    ids = prompt.token_ids(tokenizer, {"question": QUESTION, "prompt": PROMPT})
+    response = json.loads(chat(served, model, extra_body={"return_token_ids": True}).text)
+    assert response["prompt_token_ids"] == ids
+    assert response["choices"][0]["message"]["content"] == greedy_answers(model, [PROMPT])[0]
 
 
 @pytest.mark.parametrize("fraction", [0, 1])

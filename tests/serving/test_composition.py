@@ -19,13 +19,14 @@ from firewall_ray.store.layout import ArtifactStore
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 CPU_MODEL = {"path": "quickstart/models/weak", "device": "cpu", "num_cpus": 2, "kv_cache_gib": 1.5}
+STRONG = {**CPU_MODEL, "path": "quickstart/models/strong"}
 
 
 def run_config(root: Path, **changes: Any) -> RunConfig:
     raw = {
         "root": str(root),
         "queries": {"tasks": {"tiny_world": {}}},
-        "models": {"weak": CPU_MODEL, "strong": CPU_MODEL},
+        "models": {"weak": CPU_MODEL, "strong": STRONG},
         "serving": {"api_keys": "disabled"},
     }
     return RunConfig.model_validate({**raw, **changes})
@@ -81,7 +82,7 @@ def test_a_model_cannot_have_the_routers_name(tmp_path: Path, key: str) -> None:
 
     write_router_of(tmp_path, strong=key)
     with pytest.raises(ConfigError, match=rf"models\.{key}"):
-        compose(run_config(tmp_path, models={"weak": CPU_MODEL, key: CPU_MODEL}, pair={"strong": key}))
+        compose(run_config(tmp_path, models={"weak": CPU_MODEL, key: STRONG}, pair={"strong": key}))
 
 
 def test_without_a_word_about_keys_nothing_is_served(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_router_of_another_pair_is_refused(tmp_path: Path) -> None:
     from serve_app.app import compose
 
     write_router(ArtifactStore(str(tmp_path)), "soft_block")
-    config = run_config(tmp_path, models={"weak": CPU_MODEL, "large": CPU_MODEL}, pair={"strong": "large"})
+    config = run_config(tmp_path, models={"weak": CPU_MODEL, "large": STRONG}, pair={"strong": "large"})
     with pytest.raises(ConfigError, match="trained for weak and strong"):
         compose(config)
 
@@ -112,7 +113,7 @@ def test_a_strong_model_bought_elsewhere_needs_no_deployment(tmp_path: Path) -> 
     from serve_app.app import compose
 
     write_router(ArtifactStore(str(tmp_path)), "soft_block")
-    remote = {"engine": "openai", "base_url": "http://localhost:1/v1", "model": "x", "api_key_env": "NOT_SET_HERE"}
+    remote = {"engine": "openai", "base_url": "http://localhost:1/v1", "model": "strong", "api_key_env": "NOT_SET_HERE"}
     ingress = compose(run_config(tmp_path, models={"weak": CPU_MODEL, "strong": remote}))
     models = ingress._bound_deployment.init_kwargs["models"]
     assert isinstance(models["strong"], OpenAIModelConfig)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ray_head import free_port, ray_head
 from running_app import wait_until
-from servable_run import ROUTER, write_run
+from servable_run import ROUTER, models_elsewhere, write_run
 from tiny_router import fill_folder
 
 from firewall_ray.config.run import load_config
@@ -63,7 +63,7 @@ def bought(folder: Path) -> Path:
     """A run whose models are elsewhere, where nobody answers: no engine starts."""
     path = Path(write_run(folder))
     raw = yaml.safe_load(path.read_text())
-    raw["models"] = {key: {"engine": "openai", "base_url": "http://127.0.0.1:1/v1", "model": key} for key in ("weak", "strong")}
+    raw["models"] = models_elsewhere("http://127.0.0.1:1/v1")
     path.write_text(yaml.safe_dump(raw))
     return path
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 from running_app import free_port, wait_until
-from servable_run import ROUTER, prompts_of_split, write_run
+from servable_run import ROUTER, models_elsewhere, prompts_of_split, write_run
 from tiny_router import write_router
 
 from firewall_ray.config.run import load_config
@@ -161,7 +161,7 @@ def write_application(folder: Path, models_url: str) -> tuple[str, ArtifactStore
     """A run with three routers, models elsewhere and budget control; the path of its config and its store."""
     config_path = Path(write_run(folder))
     raw = yaml.safe_load(config_path.read_text())
-    raw["models"] = {key: {"engine": "openai", "base_url": models_url, "model": key} for key in ("weak", "strong")}
+    raw["models"] = models_elsewhere(models_url)
     raw["serving"]["budget_control"] = {"window": WINDOW}
     config_path.write_text(yaml.safe_dump(raw))
     store = ArtifactStore(load_config(config_path).root)

@@ -138,7 +138,7 @@ SERVE_FLOORS = (
 # What a replica's process loads of serve_app besides the module of the deployment itself. Nobody else's code is among it.
 SERVE_PROCESSES = {
     "routing.replica": {"routing.budget", "routing.decision", "routing.drift", "metrics"},
-    "models.replica": {"models.answers", "errors"},
+    "models.replica": {"models.answers", "models.chats", "errors"},
 }
 NOT_IN_THE_INGRESS = {
     "app",

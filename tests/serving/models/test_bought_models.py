@@ -12,7 +12,7 @@ import pytest
 import yaml
 from openai_server import MODEL, WORDS, OpenAIServer, events, openai_server
 from running_app import Served, wait_until
-from servable_run import write_run
+from servable_run import models_elsewhere, write_run
 from starlette.responses import Response
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,8 @@ def client(served: Served, server: OpenAIServer, tmp_path_factory: pytest.TempPa
 
     config_path = Path(write_run(tmp_path_factory.mktemp("bought")))
     raw = yaml.safe_load(config_path.read_text())
-    raw["models"] = {key: {"engine": "openai", "base_url": server.url, "model": MODEL} for key in ("weak", "strong")}
+    raw["models"] = models_elsewhere(server.url, model=MODEL)
+    raw["serving"]["other_models"] = "warn"  # the server has a name of its own for them
     config_path.write_text(yaml.safe_dump(raw))
     serve.run(build_app({"config": str(config_path)}), name="bought", route_prefix="/bought")
     yield openai.OpenAI(base_url=f"{served.url}/bought/v1", api_key="none", max_retries=0, timeout=120)

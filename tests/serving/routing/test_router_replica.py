@@ -52,7 +52,8 @@ class Replica(Router):
     """Without Serve's batches. While `held` is set, scores are not given out."""
 
     def __init__(self, budget_control: BudgetControlConfig | None = None) -> None:
-        super().__init__(ArtifactStore("nowhere"), ScoringConfig(), ("weak", "strong"), 0, budget_control)
+        card = make_card(RouterConfig(backbone=SCRATCH))
+        super().__init__(ArtifactStore("nowhere"), ScoringConfig(), (card.weak, card.strong), 0, budget_control, "refuse")
         self.predictors = {"soft_block": FakePredictor("one"), "hard_block": FakePredictor("two", offset=10)}
         self._metrics = self.seen = Metrics()  # type: ignore[assignment]
         self._score = self._score_alone  # type: ignore[method-assign]
