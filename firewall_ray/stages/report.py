@@ -182,10 +182,9 @@ def _add_group(
         name: np.linspace(weak.mean(), strong.mean(), len(FRACTIONS)) if order is None else performance_curve(weak, strong, order)
         for name, order in orders.items()
     }
-    pairs = [(router.name, control.name) for router in routers for control in controls]
-    for name, control in pairs:
-        found = paired_bootstrap("apgr", curves[name], curves[control], resampled[name], resampled[control], settings.confidence)
-        report["controls"][name][control][task] = asdict(found)
+    for name, control in [(router.name, control.name) for router in routers for control in controls]:
+        pair = (curves[name], curves[control], resampled[name], resampled[control])
+        report["controls"][name][control][task] = asdict(paired_bootstrap("apgr", *pair, settings.confidence))
     # Beside a router of fewer tasks a control has other numbers than its own.
     shown = curves if with_models else {router.name: curves[router.name] for router in routers}
     for name, curve in shown.items():
