@@ -106,6 +106,14 @@ SCORES = pa.schema(
     ]
 )
 
+# What a router is trained on as a control: labels that belong to other queries.
+SHUFFLED_LABELS = pa.schema(
+    [
+        *(LABELS.field(name) for name in ("query_id", "split", "prompt", "pass_rate_weak", "pass_rate_strong")),
+        pa.field("control_shuffled", pa.float32(), nullable=False),  # soft_block, permuted within the split
+    ]
+)
+
 # What the baselines read and make on the way to their scores; see baselines/.
 
 EMBEDDINGS = pa.schema(

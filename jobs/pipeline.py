@@ -22,6 +22,7 @@ def main(
         typer.Option("--from", help=f"Redo this stage and those after it, keep what is before. One of: {', '.join(PIPELINE)}."),
     ] = None,
     retry_errors: RetryErrorsOption = False,
+    controls: Annotated[bool, typer.Option("--controls", help="Before the report, do what its --controls does.")] = False,
 ) -> None:
     """Run every stage in order: queries -> samples -> grades -> labels -> routers -> scores -> report.
 
@@ -38,6 +39,10 @@ def main(
         check_cluster(context.config, context.store, redo=redo)
         for number, verb in enumerate(PIPELINE, start=1):
             console.rule(f"[bold]{number}/{len(PIPELINE)} {verb}", align="left")
+            if verb == "report" and controls:
+                # It is a router, and made again where the routers are.
+                for result in load_stage("control_shuffled").results(context.config, context.store, force="train_router" in redo):
+                    context.report(result)
             options = {"limit": limit if number == 1 else None, "force": verb in redo, "retry_errors": retry_errors}
             for result in load_stage(verb).results(context.config, context.store, **options):
                 context.report(result)

@@ -30,6 +30,11 @@ class EvaluationConfig(Strict):
     num_bootstrap: Positive = Field(1_000, description="Resamples of the queries behind every interval.")
     confidence: float = Field(0.95, gt=0, lt=1)
     num_bins: Positive = Field(10, description="Bins of the figures of the paper's appendix B.")
+    controls: bool = Field(
+        True,
+        description="Compare every router with what the prompt's length alone and the task's name alone know, and with a router of "
+        "shuffled labels where `jobs/report.py --controls` trained one.",
+    )
     seed: int = Field(0, description="Breaks ties and draws the bootstrap.")
     metrics: AnswerMetrics = Field(
         {},

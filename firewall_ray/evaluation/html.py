@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from firewall_ray.evaluation.controls import CONTROLS, controls_on, difference_text, is_beaten, unbeaten, warnings_of
 from firewall_ray.evaluation.table import by_apgr, number, percent_text
 
 
@@ -33,6 +34,11 @@ def render(report: dict[str, Any], figures: Mapping[str, str]) -> str:
         finding=finding(report, ranked[0]),
         whisker=_whisker(report),
         by_apgr=by_apgr,
+        controls=CONTROLS,
+        controls_on=controls_on,
+        difference_text=difference_text,
+        is_beaten=is_beaten,
+        warnings=warnings_of(report, ranked),
     )
 
 
@@ -51,10 +57,17 @@ def finding(report: Mapping[str, Any], best: str) -> str:
             f"No router is surely better than chance here: the interval of the best, {best}, reaches from {number(apgr['low'])} to "
             f"{number(apgr['high'])}, and random routing has 0.500. More test queries would narrow it."
         )
+    controls = [CONTROLS[name] for name in report["controls"].get(best, {})]
+    if missed := [CONTROLS[name] for name in unbeaten(report, best)]:
+        return (
+            f"{best} has the highest APGR, and is better than chance, but not surely better than {' or '.join(missed)}: "
+            "it may know no more of a query than that."
+        )
     low, high = (report["models"][model]["all"]["pass_rate"] for model in (weak, strong))
     return (
         f"{best} routes best: with half of the queries sent to {strong} it recovers {percent_text((half - low) / (high - low), 0)} "
-        f"of the gap between the models, where random routing recovers 50%. Its whole APGR interval lies above chance."
+        f"of the gap between the models, where random routing recovers 50%. Its whole APGR interval lies above chance"
+        + (f", and so does its lead over {' and over '.join(controls)}." if controls else ".")
     )
 
 

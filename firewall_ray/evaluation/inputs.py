@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from firewall_ray.errors import ArtifactError, ArtifactMissing
+from firewall_ray.evaluation.controls import CONTROLS
 from firewall_ray.schemas import LABEL_DESIGNS
 from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.joins import READ_ROWS, Spill, num_buckets, spill_folder
@@ -128,8 +129,8 @@ def _first_of_test(labels: Dataset, columns: list[str], limit: int | None) -> It
 
 
 def router_names(store: ArtifactStore) -> list[str]:
-    """The folders under scores/, sorted. Raises ArtifactMissing when there is none."""
-    names = [name for name in store.children("scores") if not name.startswith(("_", "."))]
+    """The folders under scores/ but for the controls', sorted. Raises ArtifactMissing when there is none."""
+    names = [name for name in store.children("scores") if not name.startswith(("_", ".")) and name not in CONTROLS]
     if not names:
         raise ArtifactMissing(f"scores: no router under {store.root}/scores. Run: python jobs/score.py --config FILE")
     return names

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from firewall_ray.evaluation.controls import controls_on, warnings_of
 from firewall_ray.store.dataset import Dataset
 
 PERCENTS = (20, 50, 80)
@@ -32,7 +33,8 @@ def by_apgr(report: Mapping[str, Any], task: str) -> list[str]:
 
 
 def print_table(report: Mapping[str, Any], console: Console, task: str = "all") -> None:
-    """Router by router, best first: APGR with its interval, pass rate at 20/50/80% strong, CPT 20/50/80; baselines, notices."""
+    """Router by router, best first: APGR with its interval, pass rate at 20/50/80% strong, CPT 20/50/80; baselines below,
+    then the controls, and in words which of these a router does not beat, and the notices."""
     metrics_of = report["routers"]
     ranked = by_apgr(report, task)
     num_queries = metrics_of["oracle"][task]["num_queries"]
@@ -62,7 +64,12 @@ def print_table(report: Mapping[str, Any], console: Console, task: str = "all") 
     for role in ("weak", "strong"):
         model = report["pair"][role]
         table.add_row(Text(f"always {model}"), "", _joined([report["models"][model][task]["pass_rate"]] * 3, 1), "", style="dim")
+    table.add_section()
+    for name in controls_on(report, task):
+        add(name, "dim")
     console.print(table)
+    for warning in warnings_of(report, ranked, task):
+        console.print(Text(warning, style="yellow"))
     for notice in report["notices"]:
         console.print(Text(notice, style="yellow"))
 

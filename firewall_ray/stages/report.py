@@ -1,14 +1,15 @@
 """Labels and scores -> report/: every number as report.json, the figures as PNG, and a self-contained report.html.
 
 Rows in: labels/ and scores/<router>/, whoever wrote them; test split. Of grades/ the verdicts, where they are there: what the
-queries are blocked for. With `evaluation.metrics` queries/ and samples/ too. Runs in the driver, numpy only: no Ray.
+queries are blocked for. With `evaluation.metrics` queries/ and samples/ too. The controls are scored on the way (controls.py).
+Runs in the driver: no Ray.
 """
 
 import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +27,7 @@ from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_l
 from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, paired_bootstrap, percentile_interval
 from firewall_ray.evaluation.metrics import FRACTIONS, MIN_GAP, oracle_p_weak, performance_curve
 from firewall_ray.evaluation.verdicts import read_verdicts, verdict_sections, warning
+from firewall_ray.stages.controls import run_controls
 from firewall_ray.stages.judge_facts import judge_facts
 from firewall_ray.stages.stage import Output, Stage, StageResult, make
 from firewall_ray.store.dataset import versions
@@ -46,10 +48,11 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
     """
     names = router_names(store)
     reference = next((design for design in config.router.designs if design in names), names[0])
+    controls = run_controls(config, store, force=force)
     settings = {
         # Columns are checked by `read_labels`, which knows the designs that the scores stand for.
         "labels": store.labels().require([]).identity(),
-        "scores": {name: store.scores(name).require().identity() for name in names},
+        "scores": {name: store.scores(name).require().identity() for name in [*names, *controls.names]},
         "evaluation": config.evaluation.model_dump(mode="json"),
         "pair": config.pair.model_dump(),
         "grades": {key: _grades_identity(store, key) for key in (config.pair.weak, config.pair.strong)},
@@ -64,7 +67,9 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
         designs = sorted({scores_label(name) for name in names})
         queries, validation_ids = read_labels(store, designs, limit)
         routers = [read_scores(store, name, queries, validation_ids) for name in names]
-        report = build_report(config, queries, routers, reference) | {"judge": judge_facts(config, store)}
+        of_controls = [read_scores(store, name, queries, validation_ids) for name in controls.names]
+        report = build_report(config, queries, routers, reference, of_controls, controls.notices)
+        report["judge"] = judge_facts(config, store)
         _add_verdicts(report, store, queries)
         add_answer_metrics(report, config, store, queries)
         figures = plots.draw(report)
@@ -76,7 +81,7 @@ def run_report(config: RunConfig, store: ArtifactStore, *, limit: int | None = N
         dataset.write_bytes("report.html", page.encode())
         # NaN is no JSON, though Python writes it; here it would be a bug of `without_nan`.
         dataset.write_bytes("report.json", json.dumps(report, indent=2, allow_nan=False).encode())
-        return {"queries": len(queries), "routers": len(routers)}
+        return {"queries": len(queries), "routers": len(routers), "controls": len(of_controls)}
 
     return make(config, output, write)
 
@@ -106,30 +111,40 @@ def _add_verdicts(report: Report, store: ArtifactStore, queries: LabelledQueries
     logger.info("report: nothing on what queries are blocked for: %s", report["without_verdicts"])
 
 
-def build_report(config: RunConfig, queries: LabelledQueries, routers: list[RouterScores], reference: str) -> Report:
-    """report.json as Python values, None for what is undefined. `reference`: the router that the others are compared with."""
+def build_report(
+    config: RunConfig,
+    queries: LabelledQueries,
+    routers: list[RouterScores],
+    reference: str,
+    controls: Sequence[RouterScores] = (),
+    notices: Sequence[str] = (),
+) -> Report:
+    """report.json as Python values, None for what is undefined. `reference`: the router that the others are compared with;
+    `controls`: what all of them are compared with, measured as they are and not ranked among them."""
     tasks = queries.task_names()
     report: Report = {
         "models": {config.pair.weak: {}, config.pair.strong: {}},
         "pair": config.pair.model_dump(),
-        "routers": {name: {} for name in [*(router.name for router in routers), *BASELINES]},
+        "routers": {name: {} for name in [*(router.name for router in (*routers, *controls)), *BASELINES]},
         "comparisons": {"reference": reference, "differences": {router.name: {} for router in routers if router.name != reference}},
+        # By router, control and task: the router's APGR minus the control's.
+        "controls": {router.name: {control.name: {} for control in controls} for router in routers},
         "curves": {},
         "thresholds": {},
         "bins": {},
         "notices": [
-            f"{router.name} has no scores for {', '.join(sorted(set(tasks) - router.tasks))}: 'all' means the other tasks for it."
-            for router in routers
-            if len(router.tasks) < len(tasks)
+            *notices,
+            *(_left_out(router, tasks) for router in routers if len(router.tasks) < len(tasks)),
         ],
         "settings": {**config.evaluation.model_dump(), "split": "test", "num_queries": len(queries), "tasks": tasks},
         "provenance": {"created_at": datetime.now(UTC).isoformat(timespec="seconds"), "root": config.root, "versions": versions()},
     }
     for task in [ALL] if len(tasks) == 1 else [ALL, *tasks]:
         logger.info("report: %s, %d routers, %d resamples", task, len(routers), config.evaluation.num_bootstrap)
-        _add_task(report, task, queries, routers, config)
+        _add_task(report, task, queries, routers, controls, config)
     if len(tasks) == 1:  # the same queries, so the same numbers
-        for section in (*report["models"].values(), *report["routers"].values(), *report["comparisons"]["differences"].values()):
+        compared = [*report["comparisons"]["differences"].values(), *(d for of in report["controls"].values() for d in of.values())]
+        for section in (*report["models"].values(), *report["routers"].values(), *compared):
             section.update({tasks[0]: section[ALL]})
     for router in routers:
         covered = np.isin(queries.tasks, sorted(router.tasks))
@@ -147,7 +162,18 @@ def build_report(config: RunConfig, queries: LabelledQueries, routers: list[Rout
     return strict
 
 
-def _add_task(report: Report, task: str, queries: LabelledQueries, routers: list[RouterScores], config: RunConfig) -> None:
+def _left_out(router: RouterScores, tasks: list[str]) -> str:
+    return f"{router.name} has no scores for {', '.join(sorted(set(tasks) - router.tasks))}: 'all' means the other tasks for it."
+
+
+def _add_task(
+    report: Report,
+    task: str,
+    queries: LabelledQueries,
+    routers: list[RouterScores],
+    controls: Sequence[RouterScores],
+    config: RunConfig,
+) -> None:
     """Metrics, curves and comparisons of one task, or of all. Routers that cover other queries are resampled apart."""
     wanted = set(queries.task_names()) if task == ALL else {task}
     # All that is wanted comes first, also without a router: models and baselines are measured on it.
@@ -158,7 +184,9 @@ def _add_task(report: Report, task: str, queries: LabelledQueries, routers: list
     report["curves"][task] = {}
     for covered, group in groups.items():
         rows = np.flatnonzero(np.isin(queries.tasks, sorted(covered)))
-        _add_group(report, task, queries, rows, group, config, with_models=covered == wanted)
+        # Not in groups of their own: each is measured beside the routers that it is compared with.
+        usable = [control for control in controls if covered <= control.tasks]
+        _add_group(report, task, queries, rows, group, usable, config, with_models=covered == wanted)
 
 
 def _add_group(
@@ -167,6 +195,7 @@ def _add_group(
     queries: LabelledQueries,
     rows: NDArray[np.intp],
     routers: list[RouterScores],
+    controls: list[RouterScores],
     config: RunConfig,
     with_models: bool,
 ) -> None:
@@ -176,7 +205,7 @@ def _add_group(
     # The prompt breaks ties: it is what the server knows of a query, so a tie goes the same way there.
     prompts = [queries.prompts[row] for row in rows]
     orders: dict[str, NDArray[np.intp] | None] = {
-        router.name: policy.rank(router.p_weak[rows], prompts, settings.seed) for router in routers
+        router.name: policy.rank(router.p_weak[rows], prompts, settings.seed) for router in [*routers, *controls]
     }
     if with_models:
         # setdefault: a router may have been given that name, and then keeps its scores.
@@ -188,7 +217,12 @@ def _add_group(
         name: np.linspace(weak.mean(), strong.mean(), len(FRACTIONS)) if order is None else performance_curve(weak, strong, order)
         for name, order in orders.items()
     }
-    for name, curve in curves.items():
+    for name, control in [(router.name, control.name) for router in routers for control in controls]:
+        pair = (curves[name], curves[control], resampled[name], resampled[control])
+        report["controls"][name][control][task] = asdict(paired_bootstrap("apgr", *pair, settings.confidence))
+    # Beside a router of fewer tasks a control has other numbers than its own.
+    shown = curves if with_models else {router.name: curves[router.name] for router in routers}
+    for name, curve in shown.items():
         found = intervals(curve, resampled[name], settings.confidence)
         report["routers"][name][task] = {**{metric: asdict(i) for metric, i in found.items()}, "num_queries": len(rows)}
         bounds = [percentile_interval(v, resampled[name][:, i], settings.confidence) for i, v in enumerate(curve)]
@@ -254,4 +288,4 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-STAGE = Stage("report", run_report, reads=("labels", "scores", "grades"), writes=("report",))
+STAGE = Stage("report", run_report, reads=("labels", "scores", "grades"), writes=("report", "scores"))
