@@ -50,9 +50,12 @@ class CustomTask(Task):
             reference = self._reference(record, options["answer"], grader)
             yield make_query(self.name, split or draw_split(question, splits), question, reference)
 
-    def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         """By the grader. One of the user's may raise, and `regex` may run out of time: the row then has an error."""
-        return _cached_grader(options["grader"]).is_right(completion, reference["answer"], options)
+        return _cached_grader(options["grader"]).is_right(answer, reference["answer"], options)
+
+    def can_read(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        return _cached_grader(options["grader"]).has_answer(answer, reference["answer"], options)
 
     def _records(self, source: Path) -> Iterator[tuple[str | None, Record]]:
         """Every row with its split, None where the hash is to draw it."""

@@ -22,7 +22,7 @@ from firewall_ray.errors import TaskError
 from firewall_ray.sandbox.program import PASSED, Limits
 from firewall_ray.sandbox.sandbox import shared_sandbox
 from firewall_ray.tasks.base import PROGRAM_VERDICT_S, VERDICT_S
-from firewall_ray.tasks.humaneval import extract_code
+from firewall_ray.tasks.code_answer import find_program, names_read, parses, with_backticks
 
 FUNCTION_VERDICT_S = 1e-3  # nobody knows; between a comparison and a program
 SECONDS_PER_PATTERN = 5.0  # A pattern that backtracks for ever must not hold a worker for ever.
@@ -131,12 +131,13 @@ def _code_problem(reference: Any) -> str | None:
     return None
 
 
-def _code(completion: str, reference: Any, options: Mapping[str, Any]) -> bool:
+def _code(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
     """Raises SandboxUnavailable where this machine does not allow the isolation asked for."""
     sandbox = options["sandbox"]
     limits = Limits(sandbox["timeout_s"], sandbox["memory_mib"], sandbox["scratch_mib"])
-    program = f"{extract_code(completion, entry_point='')}\n{reference}"  # of several fenced blocks the first with a function
-    return shared_sandbox(limits, sandbox["isolation"]).run(program) == PASSED
+    text = with_backticks(answer)
+    code = answer if parses(text, as_module=True) else find_program(text, names_read(reference))
+    return shared_sandbox(limits, sandbox["isolation"]).run(f"{code or answer}\n{reference}") == PASSED
 
 
 # A function ----------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ class Gsm8k(Task):
         test = itertools.islice(read_records(self.name, source, "test"), options["num_test"])
         yield from (self._query("test", record) for record in test)
 
-    def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         rule = options["rule"]
         answer = extract(completion, rule)
         if rule == "official":

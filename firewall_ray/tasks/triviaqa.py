@@ -122,7 +122,7 @@ class TriviaQa(Task):
         yield from (self._query("validation", question) for question in train[boundary:])
         yield from (self._query("test", question) for question in itertools.islice(test, options["num_test"]))
 
-    def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         answer = completion.strip().partition("\n")[0] if options["answer"] == "first_line" else completion
         return exact_match(answer, reference["aliases"])
 
