@@ -13,7 +13,7 @@ class Gsm8kGradingConfig(Strict):
         "flexible",
         description="official: OpenAI's '#### n' and string equality; strict: lm-evaluation-harness' strict-match; flexible: its "
         "flexible-extract, the last number. Base models asked without examples do not write '####', so flexible is the default. "
-        "final, no published rule, is for chat models: the number marked last by \\boxed, '####' or 'the answer is', else the last one.",
+        "final, no published rule, is for chat models: the number marked last, by \\boxed or 'the answer is', else the last one.",
     )
 
 
@@ -29,8 +29,8 @@ class TriviaqaGradingConfig(Strict):
     )
     answer: Literal["whole", "first_line"] = Field(
         "whole",
-        description="What counts as the answer of an exact match. whole: all of the completion, as in the official program; sampling stops at the "
-        "line's end anyway. first_line: its first line that is not blank, for samples that were taken without that stop.",
+        description="What counts as the answer of an exact match. whole: all of the completion, as in the official program; "
+        "sampling stops at the line's end anyway. first_line: its first line that is not blank, for samples taken without that stop.",
     )
 
 

@@ -24,22 +24,25 @@ MAX_TRIES = 25  # parses for one part; each takes one paragraph of prose away
 
 # Blocks alone. No indented code: a fence may then be indented by any width, as in lists that are indented themselves.
 _MARKDOWN = MarkdownIt("commonmark").disable(["inline", "code", "html_block"])
-# A fence at the end of a line of text, which Markdown does not take for one.
-_GLUED_FENCE = re.compile(r"^([^`\n]*[^`\s])[ \t]*```(\w*)[ \t]*$", re.MULTILINE)
+# A fence at the end of a line with a word, which Markdown does not take for one.
+_GLUED_FENCE = re.compile(r"^(?=[^`\n]*[^\W\d])([^`\n]*[^`\s])[ \t]*```(\w*)[ \t]*$", re.MULTILINE)
 _FENCE_LINE = re.compile(r"[ \t]*`{3,}[ \t]*")
 _TILDES = re.compile(r"(?:^|(?<=[ \t>]))~{3,}(?=[ \t]*[\w.{}+-]*[ \t]*$)", re.MULTILINE)
 _PYTHON = re.compile(r"[{.\s]*(i?py|code|$)", re.IGNORECASE)  # python3, {.python}, ipython; or no label at all
 _CODE_LINE = re.compile(
     r"[ \t]*(?:(?:async )?def \w|class \w+ *[:(]|@\w|import \w|from \S+ import |return\b|\w+(?: *: *\w[^=]*)? *= *\S)"
 )
+_DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class Part(NamedTuple):
-    """Source that parses. binds: names that it defines at its top level, stubs not counted; reads: global names that it uses."""
+    """Source that parses. binds: names that it defines at its top level, stubs not counted. reads: global names that it uses,
+    inner_reads: those within its functions and classes."""
 
     source: str
     binds: frozenset[str]
     reads: frozenset[str]
+    inner_reads: frozenset[str]
 
 
 def parses(source: str, as_module: bool = False) -> ast.Module | None:
@@ -57,20 +60,20 @@ def parses(source: str, as_module: bool = False) -> ast.Module | None:
 
 
 def with_backticks(answer: str) -> str:
-    """The answer with fences of backticks alone: `~~~python` is Python, a name complemented three times, and backticks never are."""
+    """The answer with its fences in backticks, which are never Python: `~~~python` is a name complemented three times."""
     return _TILDES.sub(lambda fence: "`" * len(fence.group()), answer)
 
 
 def is_code(answer: str) -> bool:
     """Does any line look like Python? Prose does not, even where it happens to parse."""
-    return any(_CODE_LINE.match(line) for line in answer.splitlines())
+    return any(_CODE_LINE.match(line.lstrip("> \t")) for line in answer.splitlines())
 
 
 def find_program(answer: str, wanted: Iterable[str], given: Iterable[str] = ()) -> str | None:
     """The parts that define the names `wanted`, with what they need beyond the names `given`; None where none of them is defined.
 
-    >>> find_program("Use it:\\n~~~py\\nfrom operator import mul\\n~~~\\nso\\n~~~py\\ndef two(x):\\n    return mul(2, x)\\n~~~", ["two"])
-    'from operator import mul\\n\\ndef two(x):\\n    return mul(2, x)\\n'
+    >>> find_program("Use\\n```\\nimport math\\n```\\nso:\\n```py\\ndef tau():\\n    return 2 * math.pi\\n```", ["tau"])
+    'import math\\n\\ndef tau():\\n    return 2 * math.pi\\n'
     """
     if len(answer) > MAX_CHARACTERS:
         return None
@@ -169,9 +172,11 @@ def _part(block: str) -> Part | None:
     except SyntaxError:
         return None
     symbols = top.get_symbols()
-    stubs = {node.name for node in tree.body if is_stub(node)}
+    stubs = {node.name for node in tree.body if isinstance(node, _DEFINITION) and is_stub(node)}
     binds = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()} - stubs
-    return Part(source, frozenset(binds), frozenset(_global_reads(top)))
+    inner_reads = frozenset(name for child in top.get_children() for name in _global_reads(child))
+    outer_reads = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
+    return Part(source, frozenset(binds), inner_reads | outer_reads, inner_reads)
 
 
 def is_stub(node: ast.AST) -> bool:
@@ -184,8 +189,7 @@ def is_stub(node: ast.AST) -> bool:
 
 
 def _global_reads(table: symtable.SymbolTable) -> Iterator[str]:
-    is_module = table.get_type() == "module"
-    yield from (s.get_name() for s in table.get_symbols() if s.is_referenced() and (is_module or s.is_global()))
+    yield from (symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced() and symbol.is_global())
     for child in table.get_children():
         yield from _global_reads(child)
 
@@ -235,17 +239,14 @@ def _without_trials(part: Part, wanted: list[str]) -> str:
     tree = ast.parse(part.source)
     definitions = [node for node in tree.body if isinstance(node, _DEFINITION)]
     trying = _TRYING | {node.name for node in definitions if _tries(node, _TRYING)}
-    read = {*wanted, *(name for node in definitions for name in _names(node, ast.Load))}
+    read = part.inner_reads | {*wanted}
     begun = tree.body.index(definitions[0]) if definitions else len(tree.body)
     kept = [
         node
         for number, node in enumerate(tree.body)
-        if number < begun or isinstance(node, _DEFINITION) or not _tries(node, trying) or _names(node, ast.Store) & read
+        if number < begun or isinstance(node, _DEFINITION) or not _tries(node, trying) or _binds(node) & read
     ]
     return part.source if len(kept) == len(tree.body) else ast.unparse(ast.Module(kept, []))
-
-
-_DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _tries(node: ast.AST, trying: frozenset[str] | set[str]) -> bool:
@@ -254,5 +255,5 @@ def _tries(node: ast.AST, trying: frozenset[str] | set[str]) -> bool:
     return bool(names & trying) or any(isinstance(deep, ast.Assert) for deep in ast.walk(node))
 
 
-def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
-    return {deep.id for deep in ast.walk(node) if isinstance(deep, ast.Name) and isinstance(deep.ctx, context)}
+def _binds(node: ast.AST) -> set[str]:
+    return {deep.id for deep in ast.walk(node) if isinstance(deep, ast.Name) and isinstance(deep.ctx, ast.Store)}

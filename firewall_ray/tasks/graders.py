@@ -1,14 +1,14 @@
 """The graders that a user's own task can name: is an answer right, by the reference of its row?
 
-* ``exact``: the answer equals the reference, or one of a list of them, both without surrounding white space; accents may be composed
-  or not, and a reference that is no text is compared as JSON writes it (``true``, ``18``);
+* ``exact``: the answer equals the reference, or one of a list of them, both without surrounding white space; accents may be
+  composed or not, and a reference that is no text is compared as JSON writes it (``true``, ``18``);
 * ``numeric``: the answer's final number is the reference's number, see `numbers`: 18, 18.0, $18 and 1.8e1 are one number;
 * ``regex``: the reference, a pattern, is found in the answer (anchor it where it must be all of it);
 * ``code``: the answer's code, see `code_answer`, runs with the reference, a text of Python tests, to its end without an exception;
 * ``package.module:function``: a function of yours, ``(answer: str, reference) -> bool``, with the reference as it is.
 
-An answer is a completion less the model's thoughts. Each grader says what a reference must be, which is checked when the queries are
-prepared, what is right, and whether it can read an answer at all.
+An answer is a completion less the model's thoughts. Each grader says what a reference must be, which is checked when the queries
+are prepared, what is right, and whether it can read an answer at all.
 """
 
 import importlib

@@ -24,7 +24,7 @@ from firewall_ray.tasks.base import Query, Task, make_query
 from firewall_ray.tasks.numbers import final_number, same_number
 from firewall_ray.tasks.records import Record, read_records
 
-RULES = ("official", "strict", "flexible", "final")
+RULES = ("official", "strict", "flexible")
 INVALID = "[invalid]"  # what both official programs call a completion without an answer
 
 # As published, in openai/grade-school-math's ANS_RE and in the filters of lm-evaluation-harness' gsm8k.yaml, and so with their

@@ -84,14 +84,15 @@ def _continuations(prompt: str, text: str, entry_point: str) -> Iterator[str]:
     """The prompt with the text behind it, as far as it parses and the function gets a body, for each indent it may have lost."""
     text = text.replace("\r\n", "\n").lstrip("\n")
     first, _, rest = text.partition("\n")
-    body = _indent_of_body(prompt)
-    for variant in (
-        text,
+    body, begin = _indent_of_body(prompt), first.lstrip()
+    mended = (
         text.lstrip(),
-        f"{body}{first.lstrip()}\n{rest}",
+        f"{body}{begin}\n{rest}",
         textwrap.indent(textwrap.dedent(text), body),
-        textwrap.indent(f"{first.lstrip()}\n{textwrap.dedent(rest)}", body),
-    ):
+        textwrap.indent(f"{begin}\n{textwrap.dedent(rest)}", body),
+    )
+    # Where the first line stands right, an indent behind it that is wrong is the model's own.
+    for variant in (text, *(mended if first != body + begin else ())):
         source = longest_head(prompt + variant)
         tree = parses(source)
         named = [node for node in tree.body if getattr(node, "name", None) == entry_point] if tree is not None else []
@@ -112,9 +113,9 @@ class HumanEval(Task):
 
     name = "humaneval"
     verdict_s = PROGRAM_VERDICT_S
-    # What follows a function and never stands before or in one. The Codex paper's five ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-    # end an answer that begins with imports, a helper, a comment or a fence before its function has begun. A base model that goes on
-    # with another function does no harm: the program executes with it, or is cut before it.
+    # What follows a function and never stands before or in one. The Codex paper's five ("\nclass", "\ndef", "\n#", "\nif" and
+    # "\nprint") end an answer that begins with imports, a helper, a comment or a fence before its function has begun. A base model
+    # that goes on with another function does no harm: the program executes with it, or is cut before it.
     stop = ("\nQuestion:", "\nif __name__", "\nprint(", "\nassert ")
     max_tokens = 512  # The longest of the canonical solutions is half of that; the rest is for a header repeated.
 

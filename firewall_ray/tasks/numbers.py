@@ -57,7 +57,8 @@ _DIGITS = (
     # 1.234,5 and 1.234.567: points group where a comma, or a second point, says so. 1.234 is a little more than one.
     r"(?:(?P<points>[1-9]\d{0,2}(?:\.\d{3})++,\d+|[1-9]\d{0,2}(?:\.\d{3}){2,}+)(?![.,]?\d)"
     # By commas (India's in pairs), apostrophes, underscores, thin spaces; by plain ones where there are two.
-    rf"|(?P<groups>[1-9]\d{{0,2}}(?:(?:,\d{{3}})++|(?:'\d{{3}})++|(?:_\d{{3}})++|(?:{_THIN}\d{{3}})++|(?: \d{{3}}){{2,}}+)|[1-9]\d?(?:,\d\d)+,\d{{3}})(?!,?\d)(?P<rest>\.\d+)?"
+    rf"|(?P<groups>[1-9]\d{{0,2}}(?P<by>[,'_{_THIN}])\d{{3}}(?:(?P=by)\d{{3}})*+|[1-9]\d{{0,2}}(?: \d{{3}}){{2,}}+"
+    r"|[1-9]\d?(?:,\d\d)+,\d{3})(?!,?\d)(?P<rest>\.\d+)?"
     # 0,125 and 3,5 are decimals; (3,5) and 1,2,3 are lists.
     r"|(?P<comma>0,\d+|(?<![(\[{,])\d+,\d{1,2})(?![\d,)\]}])"
     rf"|(?P<fraction>(?<!/)(?:\d+[ {_THIN}]+)?\d+ ?/ ?0*[1-9]\d*)(?![/\d]|\.\d)"
@@ -66,10 +67,11 @@ _DIGITS = (
 _EXPONENT = r"(?:[eE](?P<e>[-+]?\d{1,4})(?!\w)|\s*[*x]\s*10\s*(?:\^|\*\*)\s*\{?\s*(?P<ten>[-+]?\d{1,4})\}?)?"
 _POWER_OF_TEN = r"(?P<power>10(?:\^|\*\*)\{?(?P<of>[-+]?\d{1,4})\}?(?!\d))"
 _BEFORE = r"(?=[-+]?\s?[$€£¥₹]?\s?-?\.?\d)(?<!\d)(?<!\d\.)"  # first a look ahead, which is cheap
-# Not the 2 of m2, x_2, m^2, s^{-1} or x**2.
-_NOT_OF_A_NAME = r"(?<![A-Za-z]_?)(?<![\^_]\{?-?)(?<!\w\*\*)"
-_ANY_NUMBER = regex.compile(f"{_BEFORE}(?P<minus>{_SIGN})(?:{_POWER_OF_TEN}|{_DIGITS}{_EXPONENT})", regex.ASCII)
-_NUMBER = regex.compile(f"{_NOT_OF_A_NAME}{_ANY_NUMBER.pattern}", regex.ASCII)
+# Not the 2 of m^2, s^{-2} or x**2; and not that of m2 or x_2 where there is another number.
+_NO_EXPONENT = r"(?<!\^\{?-?)(?<!\w\*\*)"
+_OF_NO_NAME = r"(?<![A-Za-z](?:_\{?)?)"
+_ANY_NUMBER = regex.compile(f"{_BEFORE}{_NO_EXPONENT}(?P<minus>{_SIGN})(?:{_POWER_OF_TEN}|{_DIGITS}{_EXPONENT})", regex.ASCII)
+_NUMBER = regex.compile(f"{_OF_NO_NAME}{_ANY_NUMBER.pattern}", regex.ASCII)
 
 _MARK = regex.compile(
     r"(?P<box>\\(?:boxed|fbox)\s*)|(?P<hashes>####\s*)|"

@@ -5,7 +5,8 @@ import re
 _REFUSAL = re.compile(
     r"\W*(?:(?:i['’]?m|i am|we['’]?re) (?:sorry|afraid|unable|not (?:sure|certain|able|aware))"
     r"|(?:sorry|unfortunately|apologies|as an ai\b[^,.]*),? (?:but )?i\b|sorry\W*$"
-    r"|i (?:can['’]?t|cannot|can not|could ?n['’]?t|am unable to) (?:help|answer|assist|provide|determine|find|say|tell|verify|confirm)\b"
+    r"|i (?:can['’]?t|can ?not|could ?n['’]?t|am unable to) "
+    r"(?:help|answer|assist|provide|determine|find|say|tell|verify|confirm)\b"
     r"|i (?:do ?n['’]?t|do not) (?:know|have|recall|remember)\b|i (?:have no|apologi[sz]e)\b"
     r"|(?:there is |it is )?(?:no answer|not known|unknown|unanswerable|n/a|not applicable)\W*$)",
     re.IGNORECASE,

@@ -5,7 +5,7 @@ A completion goes in, the text outside of its thoughts comes out. Runs before ev
 
 import re
 
-# Of DeepSeek-R1, Qwen and most others; of Magistral; of Kimi. One kind may close another: a model that mixes them means no more by it.
+# Of DeepSeek-R1, Qwen and most others; of Magistral; of Kimi. One kind may close another: nobody means anything else by it.
 _NAME = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad)"
 _TAG = re.compile(rf"<\s*(?P<slash>/?)\s*{_NAME}\s*>|\[(?P<bracket>/?)THINK\]|◁(?P<triangle>/?)think▷", re.IGNORECASE)
 

@@ -103,7 +103,7 @@ class Question(NamedTuple):
 
 
 class TriviaQa(Task):
-    """The grading options are `match`: exact or contains, and `answer`: for an exact match of all of the answer, or its first line."""
+    """The grading options are `match`: exact or contains, and `answer`: an exact match is with all of it, or its first line."""
 
     name = "triviaqa"
     stop = ("\n",)  # An answer is one line; after it a base model goes on with a question of its own.
