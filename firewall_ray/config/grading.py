@@ -9,10 +9,11 @@ from firewall_ray.config.queries import SandboxConfig
 
 
 class Gsm8kGradingConfig(Strict):
-    rule: Literal["official", "strict", "flexible"] = Field(
+    rule: Literal["official", "strict", "flexible", "final"] = Field(
         "flexible",
         description="official: OpenAI's '#### n' and string equality; strict: lm-evaluation-harness' strict-match; flexible: its "
-        "flexible-extract, the last number. Base models asked without examples do not write '####', so flexible is the default.",
+        "flexible-extract, the last number. Base models asked without examples do not write '####', so flexible is the default. "
+        "final, no published rule, is for chat models: the number marked last, by \\boxed or 'the answer is', else the last one.",
     )
 
 
@@ -21,10 +22,15 @@ class HumanevalGradingConfig(SandboxConfig):
 
 
 class TriviaqaGradingConfig(Strict):
+    match: Literal["exact", "contains"] = Field(
+        "exact",
+        description="exact: the answer is an alias, the official rule. contains: its first line holds one as whole words; for chat "
+        "models, which answer in sentences. Agreement of both with people: benchmarks/triviaqa_agreement.py.",
+    )
     answer: Literal["whole", "first_line"] = Field(
         "whole",
-        description="What counts as the answer. whole: all of the completion, as in the official program; sampling stops at the "
-        "line's end anyway. first_line: its first line that is not blank, for samples that were taken without that stop.",
+        description="What counts as the answer of an exact match. whole: all of the completion, as in the official program; "
+        "sampling stops at the line's end anyway. first_line: its first line that is not blank, for samples taken without that stop.",
     )
 
 

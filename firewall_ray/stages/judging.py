@@ -30,6 +30,7 @@ from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.joins import LocalRows
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.records import Record, read_file
+from firewall_ray.tasks.thinking import answer_of
 
 ANCHOR_COLUMNS = ["query_id", "greedy_text"]
 ANCHORS = pa.schema([pa.field("query_id", pa.string(), nullable=False), pa.field("anchor", pa.string())])
@@ -67,7 +68,7 @@ class Judges:
             actor.report_to.remote(progress)
 
     def verdicts(self, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, dict[str, Judged]]:
-        """By query_id and completion, of those rows (sample, query) whose task has a judge. Runs in a worker.
+        """By query_id and answer (a completion without its thoughts), of those rows (sample, query) whose task has a judge. Runs in a worker.
 
         A query of pairs has the `anchor`, see `anchors_of`. Raises what ends the job.
         """
@@ -78,8 +79,8 @@ class Judges:
                 ToJudge(
                     query["question"],
                     json.loads(query["reference"]).get("answer"),
-                    [*sample["texts"], sample["greedy_text"]],
-                    query.get("anchor"),
+                    [answer_of(text) for text in (*sample["texts"], sample["greedy_text"])],
+                    None if query.get("anchor") is None else answer_of(query["anchor"]),
                 )
                 for sample, query in of_task
             ]

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from firewall_ray.tasks.thinking import answer_of
+
 # The paper's zero-shot prompt, with no system prompt (Sec. 4.1). Router and models read the same text.
 PROMPT_TEMPLATE = "Question: {question}\nAnswer: "
 
@@ -64,17 +66,28 @@ class Task(ABC):
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
         """Yield the task's queries, split by split. Raises TaskError naming the option or row that is wrong."""
 
-    @abstractmethod
     def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-        """Is this completion right? Never raises for any `completion`; a wrong one is False.
+        """Is this completion right, less what the model thought before its answer?
 
         `reference` is the query's, parsed. `options` is the config's section `grading.<task>`, empty where there is none. Equal
-        completions of a query are graded once. Raises SystemFailure where this machine can grade nothing at all.
+        completions of a query are graded once.
         """
+        return self.is_right(answer_of(completion), reference, options)
 
     def has_answer(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         """Is there anything in the completion that this task's grader can read as an answer, right or not?"""
-        return bool(completion.strip())
+        return self.can_read(answer_of(completion), reference, options)
+
+    @abstractmethod
+    def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        """The task's own rule, of a completion without its thoughts. Never raises for any `answer`; a wrong one is False.
+
+        Raises SystemFailure where this machine can grade nothing at all.
+        """
+
+    def can_read(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        """The task's own rule for `has_answer`. Never raises."""
+        return bool(answer.strip())
 
     def verdict(self, completion: str, finish_reason: str | None, reference: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         """One of `schemas.VERDICTS`. finish_reason: "length" where the limit of tokens cut the completion off."""

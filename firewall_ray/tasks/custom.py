@@ -15,7 +15,6 @@ from firewall_ray.errors import TaskError
 from firewall_ray.schemas import SPLITS
 from firewall_ray.tasks.base import Query, Task, make_query
 from firewall_ray.tasks.graders import Grader, get_grader, verdict_s
-from firewall_ray.tasks.judged import has_judged_answer
 from firewall_ray.tasks.records import Record, file_names, files_of, read_file
 from firewall_ray.tasks.splits import draw_split
 
@@ -53,14 +52,12 @@ class CustomTask(Task):
                 grader.try_out(record.value(options["answer"]), options)
             yield make_query(self.name, split or draw_split(question, splits), question, reference)
 
-    def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         """By the grader. One of the user's may raise, and `regex` may run out of time: the row then has an error."""
-        return _cached_grader(options["grader"]).is_right(completion, reference["answer"], options)
+        return _cached_grader(options["grader"]).is_right(answer, reference["answer"], options)
 
-    def has_answer(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-        if options["grader"] == "judge":
-            return has_judged_answer(completion, options)
-        return super().has_answer(completion, reference, options)
+    def can_read(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        return _cached_grader(options["grader"]).has_answer(answer, reference["answer"], options)
 
     def _records(self, source: Path) -> Iterator[tuple[str | None, Record]]:
         """Every row with its split, None where the hash is to draw it."""

@@ -50,7 +50,7 @@ def evaluate_grader(name: str) -> Grader:
                 "`evaluate.arguments`, and at what its page says of inputs."
             ) from e
 
-    return Grader(problem, is_right, EVALUATE_VERDICT_S, try_out)
+    return Grader(problem, is_right, EVALUATE_VERDICT_S, try_out=try_out)
 
 
 def texts_of(reference: Any) -> list[str]:

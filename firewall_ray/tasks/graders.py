@@ -1,21 +1,24 @@
-"""The graders that a user's own task can name: is a completion right, by the reference of its row?
+"""The graders that a user's own task can name: is an answer right, by the reference of its row?
 
-* ``exact``: the completion equals the reference, or one of a list of them, both without surrounding white space;
-* ``numeric``: the last number in the completion is the reference's number: 18, 18.0, $18 and 1.8e1 are one number;
-* ``regex``: the reference, a pattern, is found in the completion (anchor it where it must be all of it);
-* ``code``: the completion's code runs with the reference, a text of Python tests, to its end without an exception;
-* ``evaluate:module``: a module of Hugging Face's `evaluate` gives the completion a score of the task's threshold or more; see
+* ``exact``: the answer equals the reference, or one of a list of them, both without surrounding white space; accents may be
+  composed or not, and a reference that is no text is compared as JSON writes it (``true``, ``18``);
+* ``numeric``: the answer's final number is the reference's number, see `numbers`: 18, 18.0, $18 and 1.8e1 are one number;
+* ``regex``: the reference, a pattern, is found in the answer (anchor it where it must be all of it);
+* ``code``: the answer's code, see `code_answer`, runs with the reference, a text of Python tests, to its end without an exception;
+* ``evaluate:module``: a module of Hugging Face's `evaluate` gives the answer a score of the task's threshold or more; see
   `evaluate_grader.py`;
 * ``judge``: a model says that it is, with the reference or without one (`judged.py`);
-* ``package.module:function``: a function of yours, ``(completion: str, reference) -> bool``, with the reference as it is.
+* ``package.module:function``: a function of yours, ``(answer: str, reference) -> bool``, with the reference as it is.
 
-Each is a pair: what a reference must be, which is checked when the queries are prepared, and the verdict.
+An answer is a completion less the model's thoughts. Each grader says what a reference must be, which is checked when the queries
+are prepared, what is right, and whether it can read an answer at all.
 """
 
 import importlib
-from collections import deque
+import json
+import string
+import unicodedata
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,26 +29,32 @@ from firewall_ray.errors import TaskError
 from firewall_ray.sandbox.program import PASSED, Limits
 from firewall_ray.sandbox.sandbox import shared_sandbox
 from firewall_ray.tasks.base import PROGRAM_VERDICT_S, VERDICT_S
-from firewall_ray.tasks.humaneval import extract_code
-from firewall_ray.tasks.judged import JUDGED_VERDICT_S, is_judged_right, judged_problem
+from firewall_ray.tasks.code_answer import find_program, is_code, names_read, parses, with_backticks
+from firewall_ray.tasks.judged import JUDGED_VERDICT_S, has_judged_answer, is_judged_right, judged_problem
+from firewall_ray.tasks.numbers import final_number, same_number, whole_number
+from firewall_ray.tasks.refusals import is_refusal
 
 FUNCTION_VERDICT_S = 1e-3  # nobody knows; between a comparison and a program
 EVALUATE_VERDICT_S = 5e-3  # `evaluate` takes some milliseconds for any call of any module
 SECONDS_PER_PATTERN = 5.0  # A pattern that backtracks for ever must not hold a worker for ever.
 
-_NUMBER = regex.compile(r"-?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?")
+
+def _is_something(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
+    return bool(answer.strip())
 
 
 class Grader(NamedTuple):
-    """problem: of a reference, what is wrong with it, or None. is_right: of a completion, a reference and the task's options.
+    """problem: of a reference, what is wrong with it, or None. is_right: of an answer, a reference and the task's options.
 
-    verdict_s: see `Task`. try_out: of one query's reference and the task's options, before any is written: raises TaskError where
-    no answer could be graded with them.
+    verdict_s: see `Task`. has_answer: of the same as is_right, whether there is anything to be right or wrong; never raises.
+    try_out: of one query's reference and the task's options, before any is written: raises TaskError where no answer could be graded
+    with them.
     """
 
     problem: Callable[[Any], str | None]
     is_right: Callable[[str, Any, Mapping[str, Any]], bool]
     verdict_s: float = VERDICT_S
+    has_answer: Callable[[str, Any, Mapping[str, Any]], bool] = _is_something
     try_out: Callable[[Any, Mapping[str, Any]], None] = lambda reference, options: None
 
 
@@ -65,51 +74,53 @@ def verdict_s(name: str) -> float:
     return GRADERS[name].verdict_s if name in GRADERS else FUNCTION_VERDICT_S
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number in a text; commas between digits and a dollar sign are passed over.
-
-    >>> last_number("That is 3 x $600, so $1,800.")
-    Decimal('1800')
-    """
-    # Keeps the last match alone; findall would keep a list of all of a long completion's.
-    last = deque(_NUMBER.finditer(text), maxlen=1)
-    # Decimal: long numbers stay exact, where floats would round two of them to one.
-    return Decimal(last[0].group().replace(",", "").replace("$", "")) if last else None
-
-
 # exact ---------------------------------------------------------------------------------------------------------------
 
 
 def _exact_problem(reference: Any) -> str | None:
     answers = _answers(reference)
-    if not answers or not all(isinstance(answer, str | int) and str(answer).strip() for answer in answers):
+    if not answers or not all(isinstance(answer, str | int | float) and _plain(answer) for answer in answers):
         return "must be a text, or a list of texts of which each is right"
     return None
 
 
-def _exact(completion: str, reference: Any, options: Mapping[str, Any]) -> bool:
-    # str: a whole number of JSON or Parquet is a text in a completion.
-    return completion.strip() in {str(answer).strip() for answer in _answers(reference)}
+def _exact(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
+    return _plain(answer) in map(_plain, _answers(reference))
+
+
+def _says_something(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
+    return bool(_plain(answer)) and not is_refusal(answer)
 
 
 def _answers(reference: Any) -> list[Any]:
     return reference if isinstance(reference, list) else [reference]
 
 
+def _plain(answer: Any) -> str:
+    # NFC: one text has two spellings in Unicode. NFKC would go on to make x² and x2 one.
+    text = unicodedata.normalize("NFC", answer if isinstance(answer, str) else json.dumps(answer, default=str))
+    return text.strip(_INVISIBLE + string.whitespace).strip()
+
+
+_INVISIBLE = "\ufeff\u200b"  # a byte order mark and a space of no width, which are no white space to Python
+
+
 # numeric -------------------------------------------------------------------------------------------------------------
 
 
 def _numeric_problem(reference: Any) -> str | None:
-    text = str(reference).strip()
     # True is an int to Python.
-    if isinstance(reference, bool) or not isinstance(reference, str | int | float) or not _NUMBER.fullmatch(text):
+    if isinstance(reference, bool) or not isinstance(reference, str | int | float) or whole_number(str(reference)) is None:
         return "must be a number"
     return None
 
 
-def _numeric(completion: str, reference: Any, options: Mapping[str, Any]) -> bool:
-    answer = last_number(completion)
-    return answer is not None and answer == last_number(str(reference).strip())
+def _numeric(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
+    return same_number(final_number(answer), whole_number(str(reference)))
+
+
+def _has_number(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
+    return final_number(answer) is not None
 
 
 # regex ---------------------------------------------------------------------------------------------------------------
@@ -125,10 +136,10 @@ def _regex_problem(reference: Any) -> str | None:
     return None
 
 
-def _regex(completion: str, reference: Any, options: Mapping[str, Any]) -> bool:
+def _regex(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
     """Raises TimeoutError for a pattern that takes too long, which becomes the row's error: it says nothing of the model."""
     # The package `regex`, since `re` has no timeout.
-    return regex.search(reference, completion, timeout=SECONDS_PER_PATTERN) is not None
+    return regex.search(reference, answer, timeout=SECONDS_PER_PATTERN) is not None
 
 
 # code ----------------------------------------------------------------------------------------------------------------
@@ -145,12 +156,17 @@ def _code_problem(reference: Any) -> str | None:
     return None
 
 
-def _code(completion: str, reference: Any, options: Mapping[str, Any]) -> bool:
+def _code(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
     """Raises SandboxUnavailable where this machine does not allow the isolation asked for."""
     sandbox = options["sandbox"]
     limits = Limits(sandbox["timeout_s"], sandbox["memory_mib"], sandbox["scratch_mib"])
-    program = f"{extract_code(completion, entry_point='')}\n{reference}"  # of several fenced blocks the first with a function
-    return shared_sandbox(limits, sandbox["isolation"]).run(program) == PASSED
+    text = with_backticks(answer)
+    code = answer if parses(text, as_module=True) else find_program(text, names_read(reference))
+    return shared_sandbox(limits, sandbox["isolation"]).run(f"{code or answer}\n{reference}") == PASSED
+
+
+def _has_code(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
+    return is_code(answer)
 
 
 # A function ----------------------------------------------------------------------------------------------------------
@@ -168,8 +184,8 @@ def _function_grader(name: str) -> Grader:
     if not callable(function):
         raise TaskError(f"grader: {name!r} is {type(function).__name__}, must be a function (completion, reference) -> bool.")
 
-    def is_right(completion: str, reference: Any, options: Mapping[str, Any]) -> bool:
-        verdict = function(completion, reference)
+    def is_right(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
+        verdict = function(answer, reference)
         if not isinstance(verdict, bool | np.bool_):  # "no" and 0.3 are true to Python
             raise TypeError(f"{name} must return True or False, it returned {verdict!r:.60}")
         return bool(verdict)
@@ -178,9 +194,9 @@ def _function_grader(name: str) -> Grader:
 
 
 GRADERS: dict[str, Grader] = {
-    "exact": Grader(_exact_problem, _exact),
-    "numeric": Grader(_numeric_problem, _numeric),
+    "exact": Grader(_exact_problem, _exact, has_answer=_says_something),
+    "numeric": Grader(_numeric_problem, _numeric, has_answer=_has_number),
     "regex": Grader(_regex_problem, _regex),
-    "code": Grader(_code_problem, _code, PROGRAM_VERDICT_S),
-    "judge": Grader(judged_problem, is_judged_right, JUDGED_VERDICT_S),
+    "code": Grader(_code_problem, _code, PROGRAM_VERDICT_S, _has_code),
+    "judge": Grader(judged_problem, is_judged_right, JUDGED_VERDICT_S, has_judged_answer),
 }

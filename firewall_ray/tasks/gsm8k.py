@@ -1,11 +1,14 @@
 """GSM8K (Cobbe et al. 2021): grade-school word problems with one number as the answer.
 
 Rows in: `question` and `answer`, from the `datasets` library or a local folder. Rows out: `Query`, whose reference is
-``{"answer": "18"}``: the text after the answer's "#### ", commas removed. Three published rules grade a completion:
+``{"answer": "18"}``: the text after the answer's "#### ", commas removed. Three published rules grade an
+answer, and one of ours:
 
 * ``official``: openai/grade-school-math, the first "#### n", compared as strings;
 * ``strict``: lm-evaluation-harness' strict-match, the same extraction after its own clean-up;
-* ``flexible``: its flexible-extract, the last thing that looks like a number.
+* ``flexible``: its flexible-extract, the last thing that looks like a number;
+* ``final``: the final number as `numbers` reads it, compared as a number. For chat models, which write LaTeX, units and a sentence
+  behind the answer.
 """
 
 import itertools
@@ -18,6 +21,7 @@ from typing import Any
 
 from firewall_ray.errors import TaskError
 from firewall_ray.tasks.base import Query, Task, make_query
+from firewall_ray.tasks.numbers import final_number, same_number
 from firewall_ray.tasks.records import Record, read_records
 
 RULES = ("official", "strict", "flexible")
@@ -30,7 +34,7 @@ _NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 
 
 def extract(completion: str, rule: str) -> str:
-    """The answer that `rule` reads from a completion, or "[invalid]". Linear in the completion's length.
+    """The answer that a published `rule` reads from a completion, or "[invalid]". Linear in the completion's length.
 
     >>> extract("9 * 2 = <<9*2=18>>18.\\n#### 1,800", "official"), extract("#### 1,800", "strict")
     ('1800', '1,800')
@@ -80,12 +84,18 @@ class Gsm8k(Task):
         test = itertools.islice(read_records(self.name, source, "test"), options["num_test"])
         yield from (self._query("test", record) for record in test)
 
-    def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         rule = options["rule"]
-        answer = extract(completion, rule)
+        if rule == "final":
+            return same_number(final_number(answer), final_number(reference["answer"]))
+        extracted = extract(answer, rule)
         if rule == "official":
-            return answer == reference["answer"]
-        return normalise(answer) == normalise(reference["answer"])
+            return extracted == reference["answer"]
+        return normalise(extracted) == normalise(reference["answer"])
+
+    def can_read(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        rule = options["rule"]
+        return final_number(answer) is not None if rule == "final" else extract(answer, rule) != INVALID
 
     def _query(self, split: str, record: Record) -> Query:
         question, solution = record.text("question"), record.text("answer")

@@ -246,6 +246,6 @@ class TinyWorld(Task):
                 reference = {"answer": item.answer, "skill": item.skill, "tier": item.tier}
                 yield make_query(self.name, split, item.question, json.dumps(reference))
 
-    def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         """Equality after trimming white space: "12" is right for 12, "12." and "12 coins" are wrong."""
-        return completion.strip() == reference["answer"]
+        return answer.strip() == reference["answer"]

@@ -8,7 +8,8 @@ Training and validation are carved from the data set's train. Test is its valida
 published. The data set lists a question once for the web and once for Wikipedia: repetitions are left out, and what train
 shares with test stays in test alone.
 
-A completion is right when it equals an alias, both normalised by mandarjoshi90/triviaqa's triviaqa_evaluation.py.
+An answer is right when it equals an alias, both normalised by mandarjoshi90/triviaqa's triviaqa_evaluation.py; or, by a rule of
+ours for models that answer in sentences, when its first line holds one.
 """
 
 import itertools
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 from firewall_ray.errors import TaskError
 from firewall_ray.tasks.base import Query, Task, make_query
 from firewall_ray.tasks.records import Record, read_file, read_records
+from firewall_ray.tasks.refusals import is_refusal
 
 logger = logging.getLogger("firewall_ray")
 
@@ -53,6 +55,20 @@ def exact_match(prediction: str, aliases: Iterable[str]) -> bool:
     """
     answer = normalise(prediction)
     return any(answer == normalise(alias) for alias in aliases)
+
+
+def contains_alias(prediction: str, aliases: Iterable[str]) -> bool:
+    """Whether the first line that has a word holds an alias as whole words, or all of it is one; normalised as for `exact_match`.
+
+    The line, not the first sentence: nobody can tell an abbreviation's point from a sentence's end, an alias may hold one, and
+    benchmarks/triviaqa_agreement.py finds that people read on.
+
+    >>> contains_alias("It was J. K. Rowling, in 1997.", ["J.K. Rowling"]), contains_alias("A parish.", ["Paris"])
+    (True, False)
+    """
+    line = f" {next(filter(None, map(normalise, prediction.splitlines())), '')} "
+    # An alias that is nothing once the articles are gone is in every line.
+    return any(f" {alias} " in line for alias in map(normalise, aliases) if alias) or exact_match(prediction, aliases)
 
 
 def f1(prediction: str, aliases: Iterable[str]) -> float:
@@ -87,7 +103,7 @@ class Question(NamedTuple):
 
 
 class TriviaQa(Task):
-    """The grading option is `answer`: the whole completion, or its first line."""
+    """The grading options are `match`: exact or contains, and `answer`: an exact match is with all of it, or its first line."""
 
     name = "triviaqa"
     stop = ("\n",)  # An answer is one line; after it a base model goes on with a question of its own.
@@ -123,9 +139,13 @@ class TriviaQa(Task):
         yield from (self._query("validation", question) for question in train[boundary:])
         yield from (self._query("test", question) for question in itertools.islice(test, options["num_test"]))
 
-    def grade(self, completion: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-        answer = completion.strip().partition("\n")[0] if options["answer"] == "first_line" else completion
-        return exact_match(answer, reference["aliases"])
+    def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        if options.get("match") == "contains":
+            return contains_alias(answer, reference["aliases"])
+        return exact_match(answer.strip().partition("\n")[0] if options["answer"] == "first_line" else answer, reference["aliases"])
+
+    def can_read(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+        return bool(normalise(answer)) and not is_refusal(answer)
 
     def _read_test(self, source: str) -> Iterator[Question]:
         """The data set calls it validation; a folder may call it test, and a file is nothing else."""

@@ -24,8 +24,9 @@ from firewall_ray.stages.sample import sampling_spec
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import known_tasks
 from firewall_ray.tasks.custom import CustomTask
-from firewall_ray.tasks.graders import GRADERS, last_number
+from firewall_ray.tasks.graders import GRADERS
 from firewall_ray.tasks.judged import NotJudged
+from firewall_ray.tasks.numbers import final_number
 from firewall_ray.tasks.splits import draw_split
 
 ROWS = [{"question": f"Capital of {i}?", "answer": f"City {i}"} for i in range(20)]
@@ -90,7 +91,7 @@ def test_no_completion_makes_a_grader_raise(completion: str, grader: str) -> Non
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9, places=3))
 def test_a_number_is_found_after_any_sentence(number: Any) -> None:
-    assert last_number(f"First 7, so it is {number:,}") == number
+    assert final_number(f"First 7, so it is {number:,}") == number
 
 
 def test_code_runs_with_the_tests_of_the_row() -> None:

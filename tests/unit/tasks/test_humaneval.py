@@ -13,7 +13,7 @@ from firewall_ray.evaluation.pass_at_k import mean_pass_at_k, pass_at_k
 from firewall_ray.sandbox.program import Limits
 from firewall_ray.sandbox.sandbox import Sandbox
 from firewall_ray.tasks import get_task
-from firewall_ray.tasks.humaneval import build_program, extract_code
+from firewall_ray.tasks.humaneval import build_program
 
 OPTIONS = HumanevalGradingConfig().model_dump()
 ROW = {
@@ -75,51 +75,6 @@ def test_a_completion_passes_the_tests_or_it_does_not() -> None:
     assert grade("def twice(x):\n    return x + x\n") is True  # the header again: the second definition wins
     assert grade("") is False
     assert grade("\0") is False
-
-
-# From a completion to a program ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "completion",
-    [
-        "```python\ndef twice(x):\n    return 2 * x\n```",
-        "Sure! This works:\n\n```py\ndef twice(x):\n    return 2 * x\n```\nIt doubles `x`.",
-        "```\n    return 2 * x\n```",
-        "    return 2 * x\n```\n\nThe function doubles x.",  # the fence closes what the prompt opened
-        "```python\ndef twice(x):\n    return 2 * x\n",  # cut off before it closes
-        "First the idea:\n```\nx + x\n```\nand the code:\n```python\ndef twice(x):\n    return 2 * x\n```\n",
-        "  ```python\ndef twice(x):\n    return 2 * x\n  ```",
-    ],
-)
-def test_code_is_found_in_markdown(completion: str) -> None:
-    assert grade(completion) is True
-
-
-@pytest.mark.parametrize(
-    "completion", ["    return 2 * x\n", "", "\n\n", "    return '`'", "    x = '``'\n    return f'```{x}'\n", "no code"]
-)
-def test_without_a_fence_the_program_is_the_official_one(completion: str) -> None:
-    assert extract_code(completion, "twice") == completion
-    assert build_program(completion, ROW) == ROW["prompt"] + completion + "\n" + ROW["test"] + "\n" + "check(twice)"
-
-
-def test_another_function_of_a_longer_name_is_not_the_entry_point() -> None:
-    completion = "```\ndef twice_two(x):\n    return 0\n```\n```\ndef twice(x):\n    return 2 * x\n```"
-    assert extract_code(completion, "twice") == "\ndef twice(x):\n    return 2 * x\n"
-
-
-def test_no_stop_string_ends_an_answer_that_begins_with_the_header(problems: dict[str, Any]) -> None:
-    stops = get_task("humaneval").stop
-    for row in problems.values():
-        for answer in (
-            row["canonical_solution"],
-            f"\n{row['canonical_solution']}",
-            f"\ndef {row['entry_point']}(",
-            "\n```python\ndef f(",
-        ):
-            cut = min((at for at in map(answer.find, stops) if at >= 0), default=len(answer))
-            assert not answer[cut:].strip() or "\n\ndef" in answer, (row["task_id"], answer[cut:])
 
 
 # Loading -------------------------------------------------------------------------------------------------------------
