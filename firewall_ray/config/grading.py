@@ -30,7 +30,7 @@ class TriviaqaGradingConfig(Strict):
     answer: Literal["whole", "first_line"] = Field(
         "whole",
         description="What counts as the answer of an exact match. whole: all of the completion, as in the official program; "
-        "sampling stops at the line's end anyway. first_line: its first line that is not blank, for samples taken without that stop.",
+        "sampling stops at the line's end anyway. first_line: its first line that is not blank, for samples without that stop.",
     )
 
 

@@ -68,9 +68,9 @@ class Judges:
             actor.report_to.remote(progress)
 
     def verdicts(self, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, dict[str, Judged]]:
-        """By query_id and answer (a completion without its thoughts), of those rows (sample, query) whose task has a judge. Runs in a worker.
+        """By query_id and answer (a completion without its thoughts), of those rows (sample, query) whose task has a judge.
 
-        A query of pairs has the `anchor`, see `anchors_of`. Raises what ends the job.
+        Runs in a worker. A query of pairs has the `anchor`, see `anchors_of`. Raises what ends the job.
         """
         found: dict[str, dict[str, Judged]] = {}
         for task, actor in self.actors.items():

@@ -47,8 +47,8 @@ class Grader(NamedTuple):
     """problem: of a reference, what is wrong with it, or None. is_right: of an answer, a reference and the task's options.
 
     verdict_s: see `Task`. has_answer: of the same as is_right, whether there is anything to be right or wrong; never raises.
-    try_out: of one query's reference and the task's options, before any is written: raises TaskError where no answer could be graded
-    with them.
+    try_out: of one query's reference and the task's options, before any is written: raises TaskError where no answer could be
+    graded with them.
     """
 
     problem: Callable[[Any], str | None]
