@@ -18,7 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from firewall_ray.config.run import RunConfig, load_config
+from firewall_ray.engines.prompt_choice import prompt_format
+from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.stages.prepare_queries import read_queries
+from firewall_ray.stages.sample import sampling_spec
 from firewall_ray.store.dataset import versions
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks import get_task, known_tasks
@@ -28,10 +31,11 @@ FRACTIONS = (0.2, 0.5, 0.8)
 
 
 async def ask(
-    url: str, config: RunConfig, rows: list[dict[str, Any]], model: str, concurrency: int
+    url: str, config: RunConfig, rows: list[dict[str, Any]], model: str, concurrency: int, prompt: PromptFormat
 ) -> tuple[list[bool], list[bool]]:
-    """(went strong, is correct) of each row."""
+    """(went strong, is correct) of each row, which is asked as it was sampled."""
     tasks = known_tasks(config.queries.custom_tasks())
+    spec = sampling_spec(config, {row["task"] for row in rows}, prompt)
     grading = config.grading.model_dump()
     slots = asyncio.Semaphore(concurrency)
 
@@ -41,18 +45,22 @@ async def ask(
             task = get_task(row["task"], tasks)
             body: dict[str, Any] = {
                 "model": model,
-                "prompt": row["prompt"],
-                "temperature": config.sampling.temperature,
-                "top_p": config.sampling.top_p,
-                "max_tokens": config.sampling.max_tokens or task.max_tokens,
+                "temperature": spec.temperature,
+                "top_p": spec.top_p,
+                "max_tokens": spec.max_tokens[row["task"]],
             }
-            if stop := list(task.stop if config.sampling.stop is None else config.sampling.stop):
+            if prompt.is_chat:
+                body["messages"] = prompt.messages(row)
+            else:
+                body["prompt"] = prompt.raw(row)
+            if stop := list(spec.stop[row["task"]]):
                 body["stop"] = stop
             async with slots:
-                response = (await client.post("/v1/completions", json=body)).raise_for_status()
-            correct = task.grade(
-                response.json()["choices"][0]["text"], json.loads(row["reference"]), grading.get(row["task"]) or {}
-            )
+                path = "/v1/chat/completions" if prompt.is_chat else "/v1/completions"
+                response = (await client.post(path, json=body)).raise_for_status()
+            choice = response.json()["choices"][0]
+            text = choice["message"]["content"] if prompt.is_chat else choice["text"]
+            correct = task.grade(text, json.loads(row["reference"]), grading.get(row["task"]) or {})
             return response.headers["x-firewall-route"] == "strong", correct
 
         answers = await asyncio.gather(*(one(row) for row in rows))
@@ -81,11 +89,14 @@ def main(
     router = loaded.served_router
     with store.report().filesystem.open_input_stream(f"{store.report().path}/report.json") as stream:
         promised = json.loads(stream.read())["routers"][router]["all"]
+    # Of the weak model: a pair of a chat and a base model cannot be asked both ways by one client.
+    recorded = store.samples(loaded.pair.weak).manifest()["settings"]["model"].get("prompt")
+    prompt = prompt_format(loaded.pair.weak, loaded.models[loaded.pair.weak], recorded)
     table = Table("target", "realised", "pass rate", "report", title=f"{router}, {len(rows):,} test queries")
     results = []
     for fraction in FRACTIONS:
         order = np.random.default_rng(seed).permutation(len(rows))
-        asked = ask(url, loaded, [rows[i] for i in order], f"firewall-{fraction}", concurrency)
+        asked = ask(url, loaded, [rows[i] for i in order], f"firewall-{fraction}", concurrency, prompt)
         strong, correct = asyncio.run(asked)
         low, high = interval(correct, seed)
         report = promised[f"pass_rate_{round(100 * fraction)}"]
