@@ -108,8 +108,8 @@ def read_train(labels: Dataset) -> pa.Table:
 def fit_length(train: pa.Table) -> Scorer:
     """A regression tree on the prompt's length, its leaves of 2% of the training queries, 10 at least.
 
-    No fixed form, since long questions may be the hard ones, the easy ones or neither. A weak control would flatter the routers: on
-    public outcomes of nine pairs of models isotonic regression and splines have up to 0.1 APGR less, boosted trees no more.
+    No fixed form, since long questions may be the hard ones, the easy ones or neither. A weak control would flatter the routers:
+    see docs/lab_log.md for the regressions that know less.
     """
     leaf = max(10, len(train) // 50)
     tree = DecisionTreeRegressor(min_samples_leaf=leaf, random_state=0)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 def test_training_on_shuffled_labels_gives_a_coin_on_queries_that_can_be_told_apart(ray_cluster: None, tmp_path: Path) -> None:
     labels, store = tiny_labels(300, 60, 300), ArtifactStore(str(tmp_path))
     write_labels(store, labels)
-    config = RunConfig.model_validate(settings(tmp_path, epochs=3, num_workers=1))
+    config = RunConfig.model_validate(settings(tmp_path, epochs=3, num_workers=1) | {"scoring": {"device": "cpu"}})
     assert [result["action"] for result in run_control_shuffled(config, store)] == ["run"] * 3
     scores = pq.read_table(tmp_path / "scores" / "control_shuffled").to_pandas()
     test = labels.to_pandas().query("split == 'test'").merge(scores, on="query_id")
