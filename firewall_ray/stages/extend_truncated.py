@@ -6,6 +6,7 @@ that were cut off would prefer short answers: a long one would be drawn again un
 """
 
 import logging
+import sys
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -29,8 +30,8 @@ logger = logging.getLogger("firewall_ray")
 def run_extension(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> list[StageResult]:
     """Sample and grade again what `sampling.extend_truncated` tokens may bring to an end. Two results a model that has such rows.
 
-    Nothing where the config does not ask for it. force: of no use here, since rows that had that much room are never made again.
-    Raises what sampling and grading raise.
+    Nothing where the config does not ask for it. force: also of rows that had that much room already. Raises what sampling and
+    grading raise.
     """
     bound = config.sampling.extend_truncated
     if bound is None:
@@ -39,7 +40,7 @@ def run_extension(config: RunConfig, store: ArtifactStore, *, limit: int | None 
     queries = read_queries(store, limit)
     jobs = []
     for key in pair:
-        cut = _cut_off(store.samples(key), store.grades(key), bound)
+        cut = _cut_off(store.samples(key), store.grades(key), sys.maxsize if force else bound)
         rows = LocalRows(_rows_of(queries, cut), queries.schema)
         logger.info("extend_truncated: %s of %s queries of %s were cut off", f"{len(rows):,}", f"{len(queries):,}", key)
         if len(rows):

@@ -1,8 +1,8 @@
-r"""Which number an answer gives: as people, models and LaTeX write numbers.
+"""Which number an answer gives: as people, models and LaTeX write numbers.
 
 A text goes in, its final number comes out, exact. Runs wherever rows are graded.
 
-The final number is the last one that the answer marks as such: ``\boxed{18}``, ``#### 18``, "the answer is 18". Without a mark, or
+The final number is the last one that the answer marks as such: ``\\boxed{18}``, ``#### 18``, "the answer is 18". Without a mark, or
 where a sum without its result follows it, it is the last number.
 """
 

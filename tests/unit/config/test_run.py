@@ -49,7 +49,7 @@ def test_a_minimal_config_has_the_papers_defaults(tmp_path: Path) -> None:
         ("queries.tasks.tiny_world.num_trian=1", "did you mean queries.tasks.tiny_world.num_train?"),
         ("models.weak.max_model_length=9", "models.weak.max_model_length: unknown key; did you mean models.weak.max_model_len?"),
         ("router.backbone.hiden_size=8", "did you mean router.backbone.hidden_size?"),
-        ("xyzzy=1", "xyzzy: unknown key; known here: baselines, evaluation, grading, models"),
+        ("xyzzy=1", "xyzzy: unknown key; known here: baselines, evaluation, grading, labels, models"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_right_one(tmp_path: Path, override: str, named: str) -> None:
@@ -64,7 +64,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(tmp_path: Path, ov
         ("sampling.temperature=0", "temperature 0 gives the same completion 32 times"),
         ("sampling.temperature=-1", "sampling.temperature"),
         ("sampling.temperature=.nan", "sampling.temperature"),
-        ("grading.gsm8k.rule=lenient", "grading.gsm8k.rule: Input should be 'official', 'strict' or 'flexible' (given: 'lenient')"),
+        (
+            "grading.gsm8k.rule=lenient",
+            "grading.gsm8k.rule: Input should be 'official', 'strict', 'flexible' or 'final' (given: 'lenient')",
+        ),
         ("pair.strong=huge", "pair.strong is 'huge', but models has only ['strong', 'weak']"),
         ("queries.tasks={}", "queries.tasks: no task is named; there are"),
         ("models={}", "models"),
