@@ -108,6 +108,31 @@ def test_a_router_of_another_pair_is_refused(tmp_path: Path) -> None:
         compose(config)
 
 
+def test_a_pair_that_is_not_the_one_on_the_card_is_refused_by_field(tmp_path: Path) -> None:
+    from serve_app.app import compose
+
+    write_router(ArtifactStore(str(tmp_path)), "soft_block")
+    models = {"weak": CPU_MODEL, "strong": CPU_MODEL}
+    with pytest.raises(
+        ConfigError, match=r"models\.strong\.path.*'quickstart/models/strong' on the card, 'quickstart/models/weak' in"
+    ):
+        compose(run_config(tmp_path, models=models))
+    compose(run_config(tmp_path, models=models, serving={"api_keys": "disabled", "other_models": "warn"}))
+
+
+def test_a_base_model_is_served_with_the_papers_prompt_as_its_chat_template(tmp_path: Path) -> None:
+    from serve_app.app import compose
+
+    write_router(ArtifactStore(str(tmp_path)), "soft_block")
+    models = {"weak": {**CPU_MODEL, "prompt": "raw"}, "strong": {**STRONG, "engine_kwargs": {"reasoning_parser": "qwen3"}}}
+    parts = compose(run_config(tmp_path, models=models))._bound_deployment.init_kwargs["models"]
+    weak, strong = (parts[route]._bound_deployment.init_kwargs for route in ("weak", "strong"))
+    assert (weak["chats"].stop, strong["chats"].stop) == (("\nQuestion:",), ())
+    assert "Question: " in weak["llm_config"].get_engine_config().frontend_kwargs["chat_template"]
+    assert strong["llm_config"].get_engine_config().frontend_kwargs == {}
+    assert strong["llm_config"].get_engine_config().engine_kwargs["reasoning_parser"] == "qwen3"
+
+
 def test_a_strong_model_bought_elsewhere_needs_no_deployment(tmp_path: Path) -> None:
     """Its key need not be set in the driver: the ingress replicas are where it is read."""
     from serve_app.app import compose
