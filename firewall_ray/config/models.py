@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from firewall_ray.config.base import Name, NodeGroupConfig, Positive, ReplicasConfig, Strict
 from firewall_ray.config.http import BaseUrl, KeyVariable
@@ -56,6 +56,13 @@ class VllmModelConfig(AskedConfig):
     engine_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Anything else vllm.LLM takes, passed through: quantization, enforce_eager, ..."
     )
+
+    @field_validator("engine_kwargs")
+    @classmethod
+    def _chat_template_has_its_own_field(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "chat_template" in value:
+            raise ValueError("chat_template: set it beside engine_kwargs, for sampling and serving alike")
+        return value
 
 
 class OpenAIModelConfig(AskedConfig):

@@ -35,9 +35,14 @@ SPEED_ONLY = frozenset(
         *("distributed_executor_backend", "disable_custom_all_reduce", "max_parallel_loading_workers", "numa_bind"),
         *("download_dir", "hf_token", "safetensors_load_strategy", "use_tqdm_on_load", "ignore_patterns"),
         *("disable_log_stats", "aggregate_engine_logging", "otlp_traces_endpoint", "collect_detailed_traces", "max_logprobs"),
+        # Of serving alone: they read what the engine has said, or are defaults of requests that sampling makes itself.
+        *("reasoning_parser", "generation_config"),
         *("kv_cache_metrics", "cudagraph_metrics", "enable_layerwise_nvtx_tracing", "enable_mfu_metrics", "profiler_config"),
     )
 )
+
+# Of vLLM's server, which the engine never sees.
+SERVER_ONLY = frozenset(("tool_call_parser", "enable_auto_tool_choice"))
 
 # Of a model served elsewhere: who pays, how fast, and on which node the actor waits.
 NOT_CONTENT = frozenset(
@@ -112,7 +117,7 @@ def _identity(model: ModelConfig) -> dict[str, Any]:
 
 
 def _content(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in engine_kwargs.items() if name not in SPEED_ONLY and value is not None}
+    return {name: value for name, value in engine_kwargs.items() if name not in SPEED_ONLY | SERVER_ONLY and value is not None}
 
 
 def _model_changes(key: str, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:

@@ -16,6 +16,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
+from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
@@ -194,9 +195,20 @@ def start_engine(config: VllmModelConfig, seed: int, report: EngineReport) -> An
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    arguments = engine_args(config, seed)
+    for name in server_arguments() & arguments.keys():
+        del arguments[name]  # such as `tool_call_parser`, which serving the model needs and its engine does not know
     # As `vllm.LLM` has it: vLLM then picks the batch limits of offline use, larger than a server's.
     with phases_told(report):
-        return LLMEngine.from_engine_args(EngineArgs(**engine_args(config, seed)), usage_context=UsageContext.LLM_CLASS)
+        return LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
+
+
+def server_arguments() -> set[str]:
+    """What vLLM's server takes, and its engine does not."""
+    from vllm import EngineArgs
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+
+    return {each.name for each in fields(FrontendArgs)} - {each.name for each in fields(EngineArgs)}
 
 
 def engine_args(config: VllmModelConfig, seed: int) -> dict[str, Any]:

@@ -85,7 +85,10 @@ def _exact_problem(reference: Any) -> str | None:
 
 
 def _exact(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:
-    return _plain(answer) in map(_plain, _answers(reference))
+    answers = _answers(reference)
+    # A model writes JSON's true as Python does, too.
+    is_truth = any(isinstance(each, bool) and _plain(answer).casefold() == _plain(each) for each in answers)
+    return is_truth or _plain(answer) in map(_plain, answers)
 
 
 def _says_something(answer: str, reference: Any, options: Mapping[str, Any]) -> bool:

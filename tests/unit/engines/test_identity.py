@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from firewall_ray.config.models import OpenAIModelConfig, VllmModelConfig
-from firewall_ray.engines.identity import NOT_CONTENT, SPEED_ONLY, merged, same_samples, sample_settings
+from firewall_ray.engines.identity import NOT_CONTENT, SERVER_ONLY, SPEED_ONLY, merged, same_samples, sample_settings
 from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.engines.rows import SamplingSpec
+from firewall_ray.engines.vllm import server_arguments
 from firewall_ray.errors import ArtifactError
 from firewall_ray.store.layout import ArtifactStore
 
@@ -169,6 +170,14 @@ def test_a_model_served_elsewhere_is_its_server_its_name_and_its_api() -> None:
         with pytest.raises(ArtifactError, match=rf"models\.weak\.{next(iter(change))}"):
             reused(remote(), remote(**change))
     assert OpenAIModelConfig.model_fields.keys() >= NOT_CONTENT
+
+
+def test_what_serving_alone_needs_changes_no_sample() -> None:
+    served = {"tool_call_parser": "hermes", "enable_auto_tool_choice": True, "reasoning_parser": "qwen3"}
+    assert reused(settings(), settings(vllm(engine_kwargs=served)))
+    assert server_arguments() >= SERVER_ONLY  # so the sampling engine is not given them
+    with pytest.raises(ValueError, match="chat_template: set it beside engine_kwargs"):
+        vllm(engine_kwargs={"chat_template": "{{ messages }}"})
 
 
 # Older records -------------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def test_gsm8k_has_an_answer_where_its_rule_reads_one() -> None:
         ("true", True, True),
         ("false", False, True),
         ("true", False, False),
-        ("True", True, False),
+        ("True", True, True),
         ("null", None, True),
         ("0.5", 0.5, True),
         ("18", 18, True),
