@@ -47,8 +47,23 @@ def run_extension(config: RunConfig, store: ArtifactStore, *, limit: int | None 
             jobs.append(SamplingJob(config, store, key, rows, more_tokens=bound))
     if not jobs:
         return []
+    before = [_pass_rate(store.grades(job.key), job.queries) for job in jobs]
+    sampled = run_jobs("extend_truncated", jobs)
     # Of a killed run's rows some are extended and not graded yet, so grading follows whatever was to be sampled.
-    return run_jobs("extend_truncated", jobs) + run_grading(config, store, models=[job.key for job in jobs])
+    graded = run_grading(config, store, models=[job.key for job in jobs])
+    for job, result, rate in zip(jobs, sampled, before, strict=True):
+        result |= {"pass_rate_before": rate, "pass_rate_after": _pass_rate(store.grades(job.key), job.queries)}
+    return sampled + graded
+
+
+def _pass_rate(grades: Dataset, queries: LocalRows) -> float | None:
+    """Over all samples of these queries, in [0, 1]; None where none has a verdict."""
+    ids = pa.chunked_array(queries.column("query_id"), pa.string()).combine_chunks()
+    num_right = num_samples = 0
+    for batch in grades.iter_batches(["query_id", "correct"]):
+        correct = batch.filter(pc.is_in(batch["query_id"], ids))["correct"].flatten()
+        num_right, num_samples = num_right + (pc.sum(correct).as_py() or 0), num_samples + len(correct)
+    return round(num_right / num_samples, 4) if num_samples else None
 
 
 def _cut_off(samples: Dataset, grades: Dataset, bound: int) -> pa.Array:

@@ -298,7 +298,9 @@ def test_answers_that_were_cut_off_are_sampled_again_with_more_room_and_all_of_t
             assert set(longer[query_id]["finish_reasons"]) == {"stop"}  # 24 tokens are enough for every answer
         else:
             assert (longer[query_id], regraded[query_id]) == (samples[query_id], grades[query_id])
-    assert sum(sum(row["correct"]) for row in regraded.values()) > sum(sum(row["correct"]) for row in grades.values())
+    rates = [np.mean([rows[query_id]["correct"] for query_id in cut]) for rows in (grades, regraded)]
+    assert [sampling["pass_rate_before"], sampling["pass_rate_after"]] == pytest.approx(rates, abs=1e-4)
+    assert rates[0] < rates[1]
     # Nothing is left to extend, nothing to sample or grade.
     assert run_extension(config, store) == []
     assert [result["action"] for result in (*run_sampling(config, store), *run_grading(config, store))] == ["skip", "skip"]
