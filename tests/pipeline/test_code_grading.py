@@ -93,7 +93,7 @@ class TestJob:
         (result,) = run_grading(make_config(str(tmp_path), **sections), store, models=["weak"])
         assert (result["rows"], result["errors"]) == (25, 1)
         found = {row["query_id"]: row for row in store.grades("weak").require().read().to_pylist()}
-        assert "KeyError: 'entry_point'" in found.pop("bad")["error"]
+        assert "KeyError: 'prompt'" in found.pop("bad")["error"]
         for i, name in enumerate(names):
             assert (found[name]["correct"], found[name]["greedy_correct"]) == ([True, False, i % 4 == 3], True)
 
