@@ -136,8 +136,9 @@ def test_the_labels_are_of_real_answers(loop: Loop, first_round: Any) -> None:
 def test_the_file_that_deploys_it_is_taken_by_a_router_replica(loop: Loop, first_round: Any) -> None:
     deployable = yaml.safe_load((loop.folder / "run/relabel/may/comparison/serve_config.yaml").read_text())
     (router,) = deployable["applications"][0]["deployments"]
-    assert router["user_config"]["version"] == load_card(loop.store.router("soft_block-may")).version
-    replica = Router(loop.store, ScoringConfig(device="cpu"), ("weak", "strong"), 0, None)
+    card = load_card(loop.store.router("soft_block-may"))
+    assert router["user_config"]["version"] == card.version
+    replica = Router(loop.store, ScoringConfig(device="cpu"), (card.weak, card.strong), 0, None, "refuse")
     asyncio.run(replica.reconfigure(router["user_config"]))
     assert replica._predictor is not None
     assert replica._predictor.card.design == "soft_block"
