@@ -196,10 +196,10 @@ def test_a_killed_driver_leaves_work_that_the_next_run_completes(tmp_path: Path)
 def test_a_prompt_longer_than_the_context_is_named_before_an_engine_starts(ray_cluster: None, tmp_path: Path) -> None:
     config, store = prepared(tmp_path, 5)
     table = store.queries().read()
-    questions = table["question"].to_pylist()  # what a chat model is asked
-    questions[3] = "9 " * 200
+    prompts = table["prompt"].to_pylist()
+    prompts[3] = "Question: " + "9 " * 200 + "\nAnswer: "
     path = store.queries().files()[0]
-    pq.write_table(table.set_column(table.schema.get_field_index("question"), "question", pa.array(questions)), path)
+    pq.write_table(table.set_column(table.schema.get_field_index("prompt"), "prompt", pa.array(prompts)), path)
     query_id = table["query_id"][3].as_py()
     with pytest.raises(TaskError, match=rf"{query_id}.*tokens.*models\.weak has a context of 128"):
         run_sampling(config, store)
