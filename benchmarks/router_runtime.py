@@ -29,8 +29,8 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, Pr
 from firewall_ray.router.cpu_runtime import Logits, compile_for_cpu
 from firewall_ray.router.data import encode, pad_rows
 from firewall_ray.router.predict import RouterPredictor
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.store.dataset import versions
-from firewall_ray.tasks.base import PROMPT_TEMPLATE
 from firewall_ray.tasks.tiny_world import draw_unique
 
 Runtime = Callable[[Tensor, Tensor], np.ndarray]

@@ -14,8 +14,8 @@ import numpy as np
 import typer
 
 from firewall_ray.router.predict import RouterPredictor
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.store.dataset import versions
-from firewall_ray.tasks.base import PROMPT_TEMPLATE
 from firewall_ray.tasks.tiny_world import draw_unique
 
 

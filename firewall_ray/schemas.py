@@ -9,6 +9,9 @@ import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
 
+# The paper's zero-shot prompt, with no system prompt (Sec. 4.1): what the router reads of a question, and a base model is asked.
+PROMPT_TEMPLATE = "Question: {question}\nAnswer: "
+
 # Of a sample. no_answer: there is nothing to read in it. truncated: cut off by the limit of tokens, and not right so far.
 VERDICTS = ("right", "wrong", "no_answer", "truncated")
 
@@ -28,7 +31,7 @@ QUERIES = pa.schema(
         pa.field("task", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # one of SPLITS
         pa.field("question", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),  # what the models and the router read
+        pa.field("prompt", pa.string(), nullable=False),  # what the router and the models read; in a chat see engines/prompts.py
         pa.field("reference", pa.string(), nullable=False),  # JSON, the task's own form
     ]
 )

@@ -12,9 +12,9 @@ from firewall_ray.config.run import RunConfig
 from firewall_ray.config.serve_file import ServeFile
 from firewall_ray.relabel.stores import RoundStore
 from firewall_ray.router.card import CARD_FILE
-from firewall_ray.schemas import LABEL_DESIGNS
+from firewall_ray.schemas import LABEL_DESIGNS, PROMPT_TEMPLATE
 from firewall_ray.store.layout import ArtifactStore
-from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
+from firewall_ray.tasks.base import prompt_id
 from serve_app.deploy import SERVE_CONFIG, read_serve_config
 from serve_app.routing.replica import RouterUserConfig
 

@@ -10,8 +10,8 @@ from firewall_ray.policy import QuantileTable
 from firewall_ray.router.card import CARD_FILE, EpochMetrics, Interval, RouterCard
 from firewall_ray.router.model import build_model, load_tokenizer
 from firewall_ray.router.pair import ModelOfPair
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.store.layout import ArtifactStore
-from firewall_ray.tasks.base import PROMPT_TEMPLATE
 
 SCRATCH = BackboneConfig(path=None, tokenizer="quickstart/models/weak", hidden_size=32, num_layers=2, intermediate_size=32)
 CAUSAL = BackboneConfig(path="quickstart/models/weak")

@@ -23,10 +23,11 @@ class AskedConfig(NodeGroupConfig):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="Of the chat template, such as {enable_thinking: false}. A server must know the field, as vLLM's does."
     )
-    keep_trailing_space: bool = Field(
-        False,
+    keep_trailing_space: bool | None = Field(
+        None,
         description="raw only. The paper's prompt ends in a space, a token of its own to most tokenizers, after which a model "
-        "writes what begins with none: digits. True: send it all the same, to a model that was trained on such prompts.",
+        "writes what begins with none: digits. False: leave it off. True: for a model that was trained on such prompts. None: leave "
+        "it off for vLLM; a server, whose tokenizer nobody knows, gets the prompt as it is.",
     )
 
 

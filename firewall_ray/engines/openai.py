@@ -1,6 +1,6 @@
 """An OpenAI-compatible HTTP server as an engine: the same rows as vLLM's, for a model that is served elsewhere.
 
-Rows in: `query_id`, `task`, and `prompt` or `question` (see `prompts.py`). Rows out: `samples/`. Runs on each sampling actor, which
+Rows in: `query_id`, `task`, `prompt`, `question`. Rows out: `samples/`. Runs on each sampling actor, which
 only waits on the network: requests in flight are bounded by `max_concurrency`, and asked again where that may help; see
 `connection.py`.
 

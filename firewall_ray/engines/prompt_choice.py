@@ -19,7 +19,8 @@ def prompt_format(key: str, model: ModelConfig, recorded: Mapping[str, Any] | No
     Raises ModelError where `auto` has to look at a tokenizer that cannot be loaded, ConfigError without the template's file.
     """
     if not _is_chat(key, model, recorded):
-        return PromptFormat(keeps_space=model.keep_trailing_space)
+        by_default = not isinstance(model, VllmModelConfig)
+        return PromptFormat(keeps_space=by_default if model.keep_trailing_space is None else model.keep_trailing_space)
     template = _template(key, model.chat_template) if isinstance(model, VllmModelConfig) else None
     return PromptFormat(True, model.system_prompt, template, model.chat_template_kwargs)
 

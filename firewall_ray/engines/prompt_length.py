@@ -23,8 +23,8 @@ def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, p
     context = context_length(key, model)
     tokenizer = load_tokenizer(key, model) if prompt.is_chat else None
     # What a template writes around every question, a system prompt included.
-    around = len(prompt.token_ids(tokenizer, {"question": ""})) if tokenizer is not None else SPECIAL_TOKENS
-    for query in _suspects(queries, prompt.column, context - around):
+    around = len(prompt.token_ids(tokenizer, {"question": "", "prompt": ""})) if tokenizer is not None else SPECIAL_TOKENS
+    for query in _suspects(queries, context - around):
         if tokenizer is None:
             tokenizer = load_tokenizer(key, model)
         num_tokens = len(prompt.token_ids(tokenizer, query))
@@ -37,10 +37,10 @@ def check_prompt_lengths(key: str, model: VllmModelConfig, queries: LocalRows, p
             )
 
 
-def _suspects(queries: LocalRows, column: str, room: int) -> Iterator[dict[str, Any]]:
-    for batch in queries.batches(["query_id", "task", column]):
-        # int32, (num_rows,).
-        num_bytes = pc.binary_length(batch[column])
+def _suspects(queries: LocalRows, room: int) -> Iterator[dict[str, Any]]:
+    for batch in queries.batches(["query_id", "task", "prompt", "question"]):
+        # int32, (num_rows,). A question is part of its prompt.
+        num_bytes = pc.binary_length(batch["prompt"])
         yield from batch.filter(pc.greater(num_bytes, room)).to_pylist()
 
 

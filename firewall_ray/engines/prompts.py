@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from firewall_ray.schemas import PROMPT_TEMPLATE
+
 Message = dict[str, str]
 
 
@@ -23,11 +25,6 @@ class PromptFormat:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     keeps_space: bool = False
 
-    @property
-    def column(self) -> str:
-        """Of `queries/`, what a query is made of."""
-        return "question" if self.is_chat else "prompt"
-
     def raw(self, query: Mapping[str, Any]) -> str:
         """The prompt without the space at its end, which is a token of its own to most tokenizers.
 
@@ -40,9 +37,14 @@ class PromptFormat:
         return prompt if self.keeps_space else prompt.rstrip(" ")
 
     def messages(self, query: Mapping[str, Any]) -> list[Message]:
-        """The conversation that a chat model is asked with: what a client of the served model sends."""
+        """The conversation that a chat model is asked with: what a client of the served model sends.
+
+        The paper's prompt around a question is left out. A prompt of another form was made on purpose, and is sent as it is.
+        """
+        question, prompt = query["question"], query["prompt"]
+        content = question if prompt == PROMPT_TEMPLATE.format(question=question) else prompt
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
-        return [*system, {"role": "user", "content": query["question"]}]
+        return [*system, {"role": "user", "content": content}]
 
     def token_ids(self, tokenizer: Any, query: Mapping[str, Any]) -> list[int]:
         """As transformers makes them; vLLM's renderer makes the same."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.schemas import SAMPLES
 
-INPUT_COLUMNS = ["query_id", "task"]  # and the one that the prompt is made of, `PromptFormat.column`
+INPUT_COLUMNS = ["query_id", "task", "prompt", "question"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """vLLM on a Ray Data actor: n samples and the greedy answer of every query, continuously batched.
 
-Rows in: `query_id`, `task`, and `prompt` or `question` (see `prompts.py`). Rows out: `samples/`. Runs on each sampling actor.
+Rows in: `query_id`, `task`, `prompt`, `question`. Rows out: `samples/`. Runs on each sampling actor.
 
 Each query is two requests: one with `n` samples, which share the prefill, and a greedy one whose first token's top-2
 probabilities give the margin. Several Ray Data batches are in flight on an actor at once (`num_batches_in_flight`) and all

@@ -21,9 +21,10 @@ from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError
 from firewall_ray.policy import tie_hash
 from firewall_ray.relabel.stores import DRAWN, FOLDER, RoundStore
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.stages.stage import Output, StageResult, make
 from firewall_ray.store.layout import ArtifactStore
-from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
+from firewall_ray.tasks.base import prompt_id
 
 
 class Drawn(NamedTuple):

@@ -14,11 +14,11 @@ import pyarrow as pa
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import TaskError
 from firewall_ray.relabel.stores import RoundStore
-from firewall_ray.schemas import QUERIES, SPLITS
+from firewall_ray.schemas import PROMPT_TEMPLATE, QUERIES, SPLITS
 from firewall_ray.stages.stage import Output, StageResult, make
 from firewall_ray.store.dataset import fingerprint
 from firewall_ray.tasks import get_task, known_tasks
-from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
+from firewall_ray.tasks.base import prompt_id
 from firewall_ray.tasks.graders import get_grader
 from firewall_ray.tasks.records import Record, read_file
 from firewall_ray.tasks.splits import draw_split

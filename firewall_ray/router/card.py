@@ -21,9 +21,9 @@ from firewall_ray.evaluation.intervals import bootstrap_curves, intervals, perce
 from firewall_ray.evaluation.metrics import performance_curve
 from firewall_ray.policy import QuantileTable, rank
 from firewall_ray.router.pair import ModelOfPair, sampled_model
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.store.dataset import Dataset, versions
 from firewall_ray.store.layout import ArtifactStore
-from firewall_ray.tasks.base import PROMPT_TEMPLATE
 
 CARD_FILE = "router.json"
 TRAINED_FILE = "_TRAINED.json"  # what training left: history and best epoch. Written last, so the weights beside it are whole

@@ -146,7 +146,7 @@ class SamplingJob:
             key=key,
             output=self.samples,
             rows=queries,
-            columns=[*INPUT_COLUMNS, self.spec.prompt.column],
+            columns=INPUT_COLUMNS,
             actor=VllmSampler if isinstance(self.model, VllmModelConfig) else OpenAISampler,
             arguments=self._engine_arguments(),
             pool=self._pool(),

@@ -9,10 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.tasks.thinking import answer_of
-
-# The paper's zero-shot prompt, with no system prompt (Sec. 4.1). Router and models read the same text.
-PROMPT_TEMPLATE = "Question: {question}\nAnswer: "
 
 
 class Query(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 from firewall_ray.config.models import SamplingConfig
 from firewall_ray.engines.prompts import PromptFormat
-from firewall_ray.tasks.base import PROMPT_TEMPLATE
+from firewall_ray.schemas import PROMPT_TEMPLATE
 
 # A base model answers and goes on with a question of its own, at which every task stops it.
 STOP = ("\nQuestion:",)

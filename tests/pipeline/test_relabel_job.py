@@ -25,8 +25,9 @@ from firewall_ray.config.base import BackboneConfig
 from firewall_ray.config.router import ScoringConfig
 from firewall_ray.relabel.stores import RoundStore
 from firewall_ray.router.card import load_card
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.store.layout import ArtifactStore
-from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
+from firewall_ray.tasks.base import prompt_id
 from firewall_ray.tasks.tiny_world import draw_unique
 from serve_app.routing.replica import Router
 

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from firewall_ray.config.models import SamplingConfig
 from firewall_ray.engines.prompts import PromptFormat
-from firewall_ray.tasks.base import PROMPT_TEMPLATE
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from serve_app.models.chats import ChatDefaults, as_sampled, chat_defaults, raw_template
 
 USER = {"role": "user", "content": "Who?"}
@@ -62,7 +62,7 @@ def test_a_chat_gets_the_system_prompt_and_the_template_settings_that_were_sampl
         "seed": 7,
         "chat_template_kwargs": {"enable_thinking": False, "depth": 1},
     }
-    assert filled["messages"] == CHAT.messages({"question": "Who?"})
+    assert filled["messages"] == CHAT.messages({"question": "Who?", "prompt": "Question: Who?\nAnswer: "})
     assert body == {"messages": [USER], "seed": 7}  # the client's own, which the other model may still be asked with
 
 

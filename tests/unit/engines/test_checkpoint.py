@@ -68,7 +68,7 @@ def test_prompts_are_counted_in_the_tokens_of_the_tokenizer_that_is_served(tmp_p
     """A tokenizer in engine_kwargs, and a model folder without one."""
     (tmp_path / "model").mkdir()
     shutil.copy(f"{WEAK}/config.json", tmp_path / "model")
-    rows = pa.table({"query_id": ["q"], "task": ["t"], "prompt": ["one two three four five six seven"]})
+    rows = pa.table({"query_id": ["q"], "task": ["t"], "prompt": ["one two three four five six seven"], "question": [""]})
     queries = LocalRows(rows.to_batches(), rows.schema)
     served = model(tmp_path / "model", max_model_len=3, engine_kwargs={"tokenizer": WEAK})
     with pytest.raises(TaskError, match=r"the prompt of q \(task t\) has \d+ tokens"):

@@ -226,17 +226,17 @@ def test_a_chat_carries_the_system_prompt_and_the_template_s_settings(server: Fa
         assert body["chat_template_kwargs"] == {"enable_thinking": False}
 
 
-def test_a_raw_prompt_goes_without_the_space_at_its_end(server: FaultyServer) -> None:
+def test_a_raw_prompt_goes_without_the_space_at_its_end_where_the_config_says_so(server: FaultyServer) -> None:
     """To a BPE tokenizer that space is a token of its own, and digits follow it: "1984", "1. A dog"."""
     sample(server, spec=asked({}))
-    assert {body["prompt"] for body in server.bodies} == {"Question: Q0\nAnswer:"}
-    server.bodies.clear()
-    sample(server, spec=asked({"keep_trailing_space": True}), keep_trailing_space=True)
     assert {body["prompt"] for body in server.bodies} == {"Question: Q0\nAnswer: "}
+    server.bodies.clear()
+    sample(server, spec=asked({"keep_trailing_space": False}), keep_trailing_space=False)
+    assert {body["prompt"] for body in server.bodies} == {"Question: Q0\nAnswer:"}
     server.bodies.clear()
     # A server without /completions: the paper's prompt as a message, where the config asks for that.
     sample(server, spec=asked({"prompt": "raw", "api": "chat"}), prompt="raw", api="chat")
-    assert server.bodies[0]["messages"] == [{"role": "user", "content": "Question: Q0\nAnswer:"}]
+    assert server.bodies[0]["messages"] == [{"role": "user", "content": "Question: Q0\nAnswer: "}]
 
 
 def test_the_key_goes_into_the_header_and_a_missing_one_is_named(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:

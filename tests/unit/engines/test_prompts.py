@@ -65,6 +65,11 @@ def test_a_chat_holds_nothing_of_the_paper_s_prompt() -> None:
     assert prompt_format("weak", vllm(prompt="chat")).messages(QUERY) == [{"role": "user", "content": "Who?"}]
 
 
+def test_a_prompt_of_another_form_is_sent_as_it_is() -> None:
+    query = {"question": "Who?", "prompt": "Three examples first.\nQuestion: Who?\nAnswer: "}
+    assert PromptFormat(is_chat=True).messages(query) == [{"role": "user", "content": query["prompt"]}]
+
+
 def test_token_ids_are_those_of_transformers_chat_template() -> None:
     tokenizer = AutoTokenizer.from_pretrained(WEAK)
     asked = prompt_format("weak", vllm(prompt="chat"))
@@ -124,7 +129,7 @@ def test_max_tokens_may_be_a_limit_by_task() -> None:
 
 
 def test_a_chat_s_template_counts_against_the_context() -> None:
-    rows = pa.table({"query_id": ["q"], "task": ["t"], "question": ["Who?"]})
+    rows = pa.table({"query_id": ["q"], "task": ["t"], "question": ["Who?"], "prompt": [QUERY["prompt"]]})
     queries = LocalRows(rows.to_batches(), rows.schema)
     check_prompt_lengths("weak", vllm(max_model_len=60), queries, PromptFormat(is_chat=True))
     long = PromptFormat(is_chat=True, template="{% for m in messages %}{{ m.content }}{% endfor %}" + "one two " * 60)

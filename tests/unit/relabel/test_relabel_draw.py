@@ -13,8 +13,9 @@ from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ArtifactError, ArtifactMissing
 from firewall_ray.relabel.draw import draw, earlier_rounds, prompt_of, run_draw
 from firewall_ray.relabel.stores import RoundStore
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.store.layout import ArtifactStore
-from firewall_ray.tasks.base import PROMPT_TEMPLATE, prompt_id
+from firewall_ray.tasks.base import prompt_id
 
 
 def test_a_query_is_drawn_once_however_often_it_was_asked_and_never_when_it_has_a_label(

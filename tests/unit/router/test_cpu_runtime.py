@@ -15,7 +15,7 @@ from firewall_ray.errors import ModelError
 from firewall_ray.router import predict
 from firewall_ray.router.cpu_runtime import compile_for_cpu
 from firewall_ray.router.predict import RouterPredictor
-from firewall_ray.tasks.base import PROMPT_TEMPLATE
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.tasks.tiny_world import draw_unique
 
 

@@ -10,8 +10,8 @@ from firewall_ray.config.router import RouterConfig
 from firewall_ray.errors import ModelError
 from firewall_ray.router.card import CARD_FILE, load_card, parse_card
 from firewall_ray.router.predict import RouterPredictor
+from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.store.layout import ArtifactStore
-from firewall_ray.tasks.base import PROMPT_TEMPLATE
 from firewall_ray.tasks.tiny_world import draw_unique
 
 PROMPTS = [PROMPT_TEMPLATE.format(question=item.question) for item in draw_unique(seed=3, num_items=40)]
