@@ -26,8 +26,8 @@ class AskedConfig(NodeGroupConfig):
     keep_trailing_space: bool | None = Field(
         None,
         description="raw only. The paper's prompt ends in a space, a token of its own to most tokenizers, after which a model "
-        "writes what begins with none: digits. False: leave it off. True: for a model that was trained on such prompts. None: leave "
-        "it off for vLLM; a server, whose tokenizer nobody knows, gets the prompt as it is.",
+        "writes what begins with none: digits. False: leave it off. True: for a model that was trained on such prompts. None: "
+        "off for vLLM; a server, whose tokenizer nobody knows, gets the prompt as it is.",
     )
 
 
