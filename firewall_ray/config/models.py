@@ -27,7 +27,7 @@ class AskedConfig(NodeGroupConfig):
         None,
         description="raw only. The paper's prompt ends in a space, a token of its own to most tokenizers, after which a model "
         "writes what begins with none: digits. False: leave it off. True: for a model that was trained on such prompts. None: "
-        "off for vLLM; a server, whose tokenizer nobody knows, gets the prompt as it is.",
+        "left off for vLLM; a server, whose tokenizer nobody knows, gets the prompt as it is.",
     )
 
 
