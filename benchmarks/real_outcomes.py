@@ -28,7 +28,6 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from sklearn.tree import DecisionTreeRegressor
 
 from firewall_ray import policy
 from firewall_ray.baselines.embeddings import centred, embedding_name, read_embeddings
@@ -37,8 +36,10 @@ from firewall_ray.baselines.run import run_baselines
 from firewall_ray.cluster.connect import connected
 from firewall_ray.config.queries import SplitsConfig
 from firewall_ray.config.run import RunConfig
+from firewall_ray.evaluation.controls import LENGTH
 from firewall_ray.evaluation.intervals import bootstrap_curves, paired_bootstrap, percentile_interval
 from firewall_ray.evaluation.metrics import curve_apgr, oracle_p_weak, performance_curve
+from firewall_ray.stages.controls import run_controls
 from firewall_ray.stages.import_outcomes import run_import
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.score import run_scoring
@@ -161,22 +162,19 @@ def scored_fold(config: RunConfig, limit: int | None) -> tuple[pd.DataFrame, dic
     run_import(config, store, limit=limit)
     run_labeling(config, store)
     run_baselines(config, store)
+    run_controls(config, store)
     labels = store.labels().read().to_pandas()
     groups = coinciding(labels, list(config.router.designs))
     run_training(config, store, designs=list(groups))
     run_scoring(config, store, designs=list(groups))
     train = (labels["split"] == "train").to_numpy()
-    lengths = labels["prompt"].str.len().to_numpy()[:, None]
-    # Of no fixed form: of mixed benchmarks each has its own lengths.
-    tree = DecisionTreeRegressor(min_samples_leaf=max(10, train.sum() // 50), random_state=0)
-    tree.fit(lengths[train], labels.loc[train, "soft_block"])
     found = labels.assign(
-        length=tree.predict(lengths),
         shuffled=shuffled_knn(config, store, labels),
         oracle=oracle_p_weak(labels["pass_rate_weak"], labels["pass_rate_strong"]),
     )
-    for name in [*groups, *BASELINES]:
-        scores = store.scores(name).read().to_pandas().set_index("query_id")["p_weak"]
+    folders = {name: name for name in (*groups, *BASELINES)} | {"length": LENGTH}
+    for name, folder in folders.items():
+        scores = store.scores(folder).read().to_pandas().set_index("query_id")["p_weak"]
         found[name] = scores.loc[found["query_id"]].to_numpy()
     return found[~train & (labels["split"] == "test")], groups
 

@@ -39,7 +39,7 @@ def _is_chat(key: str, model: ModelConfig, recorded: Mapping[str, Any] | None) -
     is_chat = load_tokenizer(key, model).chat_template is not None
     reason = "has a chat template" if is_chat else "has no chat template"
     words = "in its chat format" if is_chat else "with the paper's prompt"
-    logger.info("sample: %s is asked %s, since its tokenizer %s (models.%s.prompt: auto)", key, words, reason, key)
+    logger.info("model %s is asked %s, since its tokenizer %s (models.%s.prompt: auto)", key, words, reason, key)
     return is_chat
 
 

@@ -196,8 +196,9 @@ def start_engine(config: VllmModelConfig, seed: int, report: EngineReport) -> An
     from vllm.v1.engine.llm_engine import LLMEngine
 
     arguments = engine_args(config, seed)
-    for name in server_arguments() & arguments.keys():
-        del arguments[name]  # such as `tool_call_parser`, which serving the model needs and its engine does not know
+    if arguments.keys() - {each.name for each in fields(EngineArgs)}:
+        # Such as `tool_call_parser`, which serving the model needs and its engine does not know. What is still unknown vLLM names.
+        arguments = {name: value for name, value in arguments.items() if name not in server_arguments()}
     # As `vllm.LLM` has it: vLLM then picks the batch limits of offline use, larger than a server's.
     with phases_told(report):
         return LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)

@@ -30,7 +30,7 @@ from firewall_ray.engines.vllm import VllmSampler
 from firewall_ray.errors import ConfigError
 from firewall_ray.schemas import SAMPLES
 from firewall_ray.stages.prepare_queries import read_queries, tasks_of
-from firewall_ray.stages.sampling_size import size_words
+from firewall_ray.stages.sampling_size import rate_of_run, size_words
 from firewall_ray.stages.stage import Output, Stage, StageResult
 from firewall_ray.store.joins import LocalRows
 from firewall_ray.store.layout import ArtifactStore
@@ -164,7 +164,6 @@ class SamplingJob:
             # Finished, but of fewer queries than there are, or with errors to make again.
             self.output.action = "resume"
         self._num_to_do = 0
-        self._num_tokens_before = 0
         self._began_s = 0.0
 
     def check(self) -> None:
@@ -234,8 +233,8 @@ class SamplingJob:
             "num_sampled_tokens": num_tokens,
         }
         # The engine's start is part of it, as it is of the next run. For that run's estimate, see `sampling_size.py`.
-        made = num_tokens - self._num_tokens_before
-        return {**counts, "tokens_per_s": round(made / (time.monotonic() - self._began_s), 1)}
+        rate = rate_of_run(num_tokens, num_rows, self._num_to_do, self.spec.num_samples, time.monotonic() - self._began_s)
+        return {**counts, "tokens_per_s": rate}
 
 
 def _engine_words(model: ModelConfig) -> str:

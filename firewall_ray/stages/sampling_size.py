@@ -34,6 +34,18 @@ def size_words(num_missing: int, queries: LocalRows, samples: Dataset, spec: Sam
     return f"{words}, {about(num_tokens / tokens_per_s)} at {tokens_per_s:,.0f} tokens/s" if tokens_per_s else words
 
 
+def rate_of_run(num_tokens: int, num_rows: int, num_made: int, num_samples: int, elapsed_s: float) -> float:
+    """Tokens a second of the run that made the last `num_made` of all rows, as if these were as long as the others.
+
+    num_tokens: of the samples of all rows; a row's greedy answer counts like one of its n samples.
+
+    >>> rate_of_run(num_tokens=8_000, num_rows=100, num_made=10, num_samples=8, elapsed_s=30)
+    30.0
+    """
+    tokens_of_row = num_tokens / num_rows * (num_samples + 1) / num_samples
+    return round(tokens_of_row * num_made / elapsed_s, 1)
+
+
 def _tokens_of_a_query(samples: Dataset, num_samples: int) -> tuple[Mapping[str, float], int]:
     """By task, the mean tokens of all generations of a query, the greedy one counted like a sample; and of how many queries."""
     tokens: Counter[str] = Counter()

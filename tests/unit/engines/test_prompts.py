@@ -41,8 +41,8 @@ def test_auto_is_chat_where_the_tokenizer_has_a_template_and_the_log_says_so(
         assert prompt_format("weak", vllm()).is_chat
         assert not prompt_format("weak", vllm(base_model)).is_chat
     assert [record.message for record in caplog.records] == [
-        "sample: weak is asked in its chat format, since its tokenizer has a chat template (models.weak.prompt: auto)",
-        "sample: weak is asked with the paper's prompt, since its tokenizer has no chat template (models.weak.prompt: auto)",
+        "model weak is asked in its chat format, since its tokenizer has a chat template (models.weak.prompt: auto)",
+        "model weak is asked with the paper's prompt, since its tokenizer has no chat template (models.weak.prompt: auto)",
     ]
 
 
