@@ -29,8 +29,9 @@ NOT_HERE = {"GPU use": "there is no GPU", "GPU memory": "there is no GPU"}
 RAISED = {"RouterFailingOpen", "ModelsGiveNoAnswer", "Fallbacks", "RequestsRefusedForLoad", "DecisionLogDropping"}
 FORGOTTEN_AFTER_S = 20  # Ray's exporter drops a gauge that nobody set for as long
 MAX_IN_FLIGHT = 4
-CONTEXT = 100  # tokens; the models were trained for 128
-LONG_QUESTION = "What is 2 plus 3? " * 14  # more than the one, fewer than the other
+# What no check before the engine foresees: a chat template that refuses one question. Its row gets an error.
+REFUSED = "What is refused?"
+REFUSES = "{% if messages[-1]['content'] == '" + REFUSED + "' %}{{ raise_exception('refused') }}{% endif %}"
 
 
 @pytest.fixture
@@ -88,14 +89,14 @@ def write_config(folder: Path) -> Path:
     """The quickstart with fewer queries, one of which fails; all that has metrics of its own is on."""
     config = yaml.safe_load(Path("jobs/configs/quickstart.yaml").read_text())
     config["root"] = str(folder / "run")
-    (folder / "long").mkdir()
-    (folder / "long" / "train.jsonl").write_text(json.dumps({"question": LONG_QUESTION, "answer": "5"}) + "\n")
+    (folder / "refused").mkdir()
+    (folder / "refused" / "train.jsonl").write_text(json.dumps({"question": REFUSED, "answer": "5"}) + "\n")
     config["queries"]["tasks"] = {
         "tiny_world": {"num_train": 300, "num_validation": 80, "num_test": 120},
-        "custom": {"long": {"source": str(folder / "long"), "max_tokens": 4}},
+        "custom": {"refused": {"source": str(folder / "refused"), "max_tokens": 4}},
     }
     for model in config["models"].values():
-        model["engine_kwargs"] |= {"max_model_len": CONTEXT}  # only the engine knows, so the job does not refuse the question
+        model["chat_template"] = REFUSES + (Path(model["path"]) / "chat_template.jinja").read_text()
     config["sampling"]["num_samples"] = 8
     config["router"] |= {"designs": ["soft_block"], "epochs": 2}
     config["evaluation"] = {"num_bootstrap": 100}
