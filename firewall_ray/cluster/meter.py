@@ -39,16 +39,18 @@ class Meter:
         self._first: Point | None = None
         self._is_whole = False
         self._actors: dict[str, ActorState] = {}
+        self._num_answered: float | None = None  # requests, since the stage began; None: of what has none, or does not say
         self.num_errors = 0
         self.rows = done
         self.work: float = done
 
     def update(self, now: float, sums: Mapping[str, float], actors: Mapping[str, ActorState]) -> None:
-        """now: on a clock that never goes back. sums: since the stage began, of `rows`, `work`, `tokens` and `errors`.
+        """now: on a clock that never goes back. sums: since the stage began, of `rows`, `work`, `tokens`, `errors`, `requests`.
 
         Rows of a batch that a dead actor had counted are counted again by the next one, so sums can exceed the total.
         """
         self._actors = dict(actors)
+        self._num_answered = sums.get("requests")
         self.num_errors = int(sums.get("errors", 0))
         if self._is_whole:
             return
@@ -81,9 +83,14 @@ class Meter:
     def left_s(self) -> float | None:
         """Seconds until all rows are done, None while there is no rate."""
         rate = self._rates()[0]
-        if self.total is None or self._is_whole or not rate:
+        if self.total is None or self._is_whole or not rate or self._is_early():
             return None
         return (self.total - self.work) / rate
+
+    def _is_early(self) -> bool:
+        """Whether fewer requests were answered than run at once: the first to end are the shortest, and few for the time."""
+        running = sum(actor.levels.get("running", 0) for actor in self._actors.values())
+        return self._num_answered is not None and self._num_answered < running
 
     def words(self) -> str:
         """For example: 12 of 170 rows (14% of the requests answered), about 7 minutes left for about 66 k tokens, 158 tokens/s,

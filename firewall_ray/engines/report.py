@@ -51,7 +51,7 @@ class EngineReport:
         self.state("sampling")
 
     def add(self, amounts: Mapping[str, float], *, at_once: bool = False) -> None:
-        """Amounts for the driver: `rows`, `errors`, `tokens`, and `work`, the rows' worth of the requests that are answered."""
+        """Amounts for the driver: `rows`, `errors`, `tokens`, `requests` that were answered, and `work`, their worth in rows."""
         if self._progress is None:
             return
         with self._lock:

@@ -49,8 +49,9 @@ class EngineMeter:
         num_waiting = sum(state.is_prefilling for state in self._unfinished.values())
         self._report.levels({"running": len(self._unfinished) - num_waiting, "waiting": num_waiting})
         # In rows: the sequences that ended since the last word, as parts of a row's n + 1.
-        work = (num_finished - self._num_finished) / self._sequences_of_row
-        self._report.add({"work": work, "tokens": self._num_tokens}, at_once=True)
+        num_new = num_finished - self._num_finished
+        amounts = {"work": num_new / self._sequences_of_row, "requests": num_new, "tokens": self._num_tokens}
+        self._report.add(amounts, at_once=True)
         self._num_finished, self._num_tokens = num_finished, 0
 
     def _count_tokens(self, core: Any) -> None:

@@ -54,6 +54,16 @@ def test_the_time_that_is_left_is_known_before_the_first_row_is_whole() -> None:
     )
 
 
+def test_no_time_is_named_while_fewer_requests_were_answered_than_run() -> None:
+    meter = Meter(170)
+    running = {"a": state("first batch", running=96)}
+    meter.update(0.0, {"work": 0.5, "requests": 5}, running)
+    meter.update(60.0, {"work": 4.0, "requests": 36}, running)  # the rate would say 47 minutes, when all 96 are near their end
+    assert "left" not in meter.words()
+    meter.update(90.0, {"work": 12.0, "requests": 108}, running)
+    assert "about 21 minutes left" in meter.words()  # 158 rows at 11.5 in 90 s
+
+
 def test_rates_are_of_the_last_minutes_and_not_of_all_hours() -> None:
     meter = Meter(100_000)
     for minute in range(120):  # 1 row/s for an hour, then a second actor: 2 rows/s
