@@ -62,7 +62,7 @@ def paper_config(root: Path, **paper: Any) -> RunConfig:
             "models": models,
             "router": {"backbone": scratch},
             "evaluation": {"num_bootstrap": 50},
-            "paper": section,
+            "paper": {"datasets": {"TriviaQA": "facts", "GSM8K": "sums"}} | section,
         }
     )
 

@@ -1,6 +1,6 @@
 """The config's section `paper`: what jobs/paper.py compares, and what its cost plan reckons with."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -69,14 +69,25 @@ class PlanConfig(Strict):
 # The section ---------------------------------------------------------------------------------------------------------
 
 
+Dataset = Literal["TriviaQA", "GSM8K", "HumanEval"]
+
+
 class PaperConfig(Strict):
     routers: list[Name] = Field(
         ["soft_block", "hard_block"],
         min_length=1,
         description="Ours in Table 1. The other label designs are Table 3's; whatever else lies under scores/ is a baseline.",
     )
-    pairs: list[PairConfig] = Field([], description="Table 2: pairs that the routers of `pair` are evaluated on, not retrained.")
-    backbones: dict[Name, BackboneVariant] = Field({}, description="Table 4: other backbones, by the name in the table.")
+    datasets: dict[Dataset, str] = Field(
+        {"TriviaQA": "triviaqa", "GSM8K": "gsm8k", "HumanEval": "humaneval"},
+        description="The paper's data sets, and the task that stands for each.",
+    )
+    pairs: list[PairConfig] = Field(
+        [], description="Table 2: pairs that the routers of `pair` are evaluated on, not retrained. The first is the table's own."
+    )
+    backbones: dict[Name, BackboneVariant] = Field(
+        {}, description="Table 4: other backbones, by the name in the table; the first is its causal one."
+    )
     backbone_designs: list[LabelDesign] = Field(
         ["soft_block", "hard_block"], description="Table 4: label designs of each backbone."
     )

@@ -131,6 +131,11 @@ def paired_bootstrap(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         differences = function(resampled) - function(resampled_other)
+    return paired_values(value, differences, confidence)
+
+
+def paired_values(value: float, differences: Floats, confidence: float = 0.95) -> Difference:
+    """A difference with its interval and p-value. differences: of each resample, (num_resamples,)."""
     interval = percentile_interval(value, differences, confidence)
     defined = differences[~np.isnan(differences)]
     # Plus one, here and below: the sample itself is one of the outcomes, so a p-value is never 0.

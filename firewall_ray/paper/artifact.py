@@ -18,10 +18,12 @@ from firewall_ray.errors import ConfigError
 from firewall_ray.evaluation import plots
 from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores, router_names
-from firewall_ray.paper import page, tables
-from firewall_ray.paper.claims import Claim, check_claims
+from firewall_ray.paper import layout, page, tables
+from firewall_ray.paper.claims import HELD, Claim, check_claims
 from firewall_ray.paper.figures import draw_figures
-from firewall_ray.paper.published import same_setting
+from firewall_ray.paper.measured import Measured, Setting, measure
+from firewall_ray.paper.published import published, same_setting
+from firewall_ray.paper.rows import CAUSAL, FIRST, SECOND
 from firewall_ray.paper.table import Table, comma_separated, latex, markdown
 from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, pair_name
 from firewall_ray.schemas import LABEL_DESIGNS
@@ -31,14 +33,15 @@ from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.layout import ArtifactStore
 
 Report = dict[str, Any]
-RIVAL = "weak_pass_rate"  # what blocking has to beat: the router that only asks whether the weak model fails
 logger = logging.getLogger("firewall_ray")
 
 
 @dataclass(frozen=True)
 class Results:
-    """What tables and figures are made of. pairs and backbones: by name, see `tables.table_2` and `table_4`."""
+    """What tables and figures are made of. measured: the rows of the paper's tables; the reports: what we add to them. pairs and
+    backbones: by name, see `tables.table_2` and `table_4`."""
 
+    measured: Measured
     report: Report
     pairs: dict[str, Report]
     backbones: dict[str, Report]
@@ -85,6 +88,7 @@ def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Result
     routers = [read_scores(store, name, queries, validation_ids) for name in names]
     by_name = {router.name: router for router in routers}
     pairs = {}
+    settings = {FIRST: Setting(queries, by_name)}
     for pair in config.paper.pairs:
         logger.info("paper: pair %s", pair_name(pair))
         own = PairStore(store.root, pair)
@@ -93,16 +97,27 @@ def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Result
         places = {name: own if name == MARGIN_SAMPLING and own.scores(name).state() != "missing" else store for name in names}
         scores = [read_scores(place, name, of_pair, its_validation) for name, place in places.items()]
         pairs[pair_name(pair)] = build_report(config.model_copy(update={"pair": pair}), of_pair, scores, reference)
-    ours = [by_name[name] for name in config.paper.routers]
-    # A claim is about all test queries, on the same resamples; a router that left a task out has NaN among its scores.
-    complete = [router for router in ours if len(router.tasks) == len(queries.task_names())]
+        # The first of them is the one of Table 2 as the paper has it.
+        settings.setdefault(SECOND, Setting(of_pair, {router.name: router for router in scores}))
+    if config.paper.backbones:
+        settings[CAUSAL] = Setting(queries, _causal(config, store, queries, validation_ids))
+    measured = measure(settings, config)
     return Results(
+        measured=measured,
         report=build_report(config, queries, routers, reference),
         pairs=pairs,
         backbones=_backbones(config, store, queries, validation_ids) if config.paper.backbones else {},
         bins=_bins(queries, by_name, config.evaluation.num_bins),
-        claims=check_claims(queries, complete, by_name.get(RIVAL), config.evaluation),
+        claims=check_claims(measured, config.evaluation),
     )
+
+
+def _causal(
+    config: RunConfig, store: ArtifactStore, queries: LabelledQueries, validation_ids: list[str]
+) -> dict[str, RouterScores]:
+    """By label design: the routers of the first of the other backbones."""
+    place = BackboneStore(store.root, next(iter(config.paper.backbones)))
+    return {design: read_scores(place, design, queries, validation_ids) for design in config.paper.backbone_designs}
 
 
 def _backbones(config: RunConfig, store: ArtifactStore, queries: LabelledQueries, validation_ids: list[str]) -> dict[str, Report]:
@@ -154,29 +169,34 @@ def _settings(config: RunConfig, store: ArtifactStore, names: list[str]) -> dict
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def make_tables(results: Results, config: RunConfig) -> list[Table]:
-    """Tables 1 to 4; 2 and 4 where the config names other pairs and backbones."""
+def make_tables(results: Results, config: RunConfig) -> list[tuple[Table, Table, Table | None]]:
+    """Tables 1 to 4: each as the paper lays it out, the paper's own, and what we add (None where the run has nothing to add)."""
     titles = {name: describe(name, config) for name in results.report["bins"]}
-    made = [tables.table_1(results.report, config.paper, titles, with_published=same_setting(config))]
+    extended = {"table_1": tables.table_1(results.report, config.paper, titles), "table_3": tables.table_3(results.report)}
     if results.pairs:
-        made.append(tables.table_2(results.pairs, config.paper, titles, trained_on=pair_name(config.pair)))
-    made.append(tables.table_3(results.report))
+        extended["table_2"] = tables.table_2(results.pairs, config.paper, titles, trained_on=pair_name(config.pair))
     if results.backbones:
-        made.append(tables.table_4(results.backbones))
-    return made
+        extended["table_4"] = tables.table_4(results.backbones)
+    return [
+        (layout.ours(name, results.measured, config), layout.theirs(name, config), extended.get(name)) for name in published().rows
+    ]
 
 
-def _write(dataset: Dataset, results: Results, made: list[Table], config: RunConfig) -> dict[str, int]:
-    for table in made:
-        dataset.write_bytes(f"{table.name}.csv", comma_separated(table).encode())
-        dataset.write_bytes(f"{table.name}.tex", latex(table).encode())
-    dataset.write_bytes("tables.md", "\n\n".join(markdown(table) for table in made).encode())
+def _write(dataset: Dataset, results: Results, made: list[tuple[Table, Table, Table | None]], config: RunConfig) -> dict[str, int]:
+    for ours, theirs, extended in made:
+        dataset.write_bytes(f"{ours.name}.csv", layout.side_by_side(ours, theirs).encode())
+        dataset.write_bytes(f"{ours.name}.tex", latex(ours).encode())
+        if extended is not None:
+            dataset.write_bytes(f"{extended.name}.csv", comma_separated(extended).encode())
+            dataset.write_bytes(f"{extended.name}.tex", latex(extended).encode())
+    every = [table for of_number in made for table in of_number if table is not None]
+    dataset.write_bytes("tables.md", "\n\n".join(markdown(table) for table in every).encode())
     drawn = draw_figures(results.report, results.pairs, results.bins, config.paper)
     vectors = {}
     for figure in drawn:
         dataset.write_bytes(f"{figure.stem}.png", plots.png(figure.figure))
         vectors[figure.number] = plots.svg(figure.figure)
-    dataset.write_bytes("paper.html", page.render(made, drawn, vectors, results.claims, config).encode())
+    dataset.write_bytes("paper.html", page.render(every, drawn, vectors, results.claims, config).encode())
     numbers = {
         "claims": [asdict(claim) for claim in results.claims],
         "report": results.report,
@@ -186,5 +206,5 @@ def _write(dataset: Dataset, results: Results, made: list[Table], config: RunCon
     }
     # allow_nan=False: Python would write NaN, which is no JSON, and other languages' readers refuse the file.
     dataset.write_bytes("paper.json", json.dumps(without_nan(numbers), indent=2, allow_nan=False).encode())
-    held = sum(claim.holds for claim in results.claims)
+    held = sum(claim.verdict == HELD for claim in results.claims)
     return {"tables": len(made), "figures": len(drawn), "claims": len(results.claims), "claims_that_hold": held}

@@ -23,8 +23,8 @@ TITLES = {
     "table_4": "Table 4: router backbones",
 }
 MEANING = (
-    "In percent. APGR: plain mean of PGR at 0, 10, ..., 100% strong calls, as in the paper; 20, 50, 80%: mean pass rate with so many strong "
-    "calls. Bold: the best of a column. Empty: not measured in this run."
+    "In percent. APGR: plain mean of PGR at 0, 10, ..., 100% strong calls, as in the paper; 20, 50, 80%: mean pass rate with so "
+    "many strong calls. Bold: the best of a column. Empty: not measured in this run."
 )
 
 
@@ -68,9 +68,7 @@ def side_by_side(ours: Table, theirs: Table) -> str:
     return buffer.getvalue()
 
 
-def _laid_out(
-    table: str, name: str, title: str, rows: Sequence[Row], notes: tuple[str, ...], config: RunConfig | None
-) -> Table:
+def _laid_out(table: str, name: str, title: str, rows: Sequence[Row], notes: tuple[str, ...], config: RunConfig | None) -> Table:
     paper = published()
     columns = paper.columns_of(table)
     return Table(

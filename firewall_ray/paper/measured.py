@@ -1,7 +1,7 @@
 """The curves of the rows of the paper's tables, one for each data set, with the resamples that claims and intervals are made of.
 
-Labels and scores in, in memory; runs in the driver. All rows of a data set are resampled together, those of the second pair too: it has
-the same test queries, which the bootstrap draws by their place.
+Labels and scores in, in memory; runs in the driver. All rows of a data set are resampled together, those of the second pair too: it
+has the same test queries, which the bootstrap draws by their place.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ Measured = Mapping[tuple[str, str, str], Curve]  # by table, method and data set
 
 def measure(settings: Mapping[str, Setting], config: RunConfig) -> Measured:
     """settings: by `rows.FIRST`, SECOND and CAUSAL; what is not there leaves its rows out."""
-    measured = {}
+    measured: dict[tuple[str, str, str], Curve] = {}
     for dataset, task in config.paper.datasets.items():
         curves = {name: _curves(setting, task, config) for name, setting in settings.items()}
         for table, rows in ROWS.items():

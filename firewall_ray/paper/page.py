@@ -6,8 +6,9 @@ from markupsafe import Markup
 
 from firewall_ray.config.run import RunConfig
 from firewall_ray.evaluation.html import templates
-from firewall_ray.paper.claims import Claim
+from firewall_ray.paper.claims import Claim, denied_in_print
 from firewall_ray.paper.figures import PaperFigure
+from firewall_ray.paper.published import inconsistencies
 from firewall_ray.paper.table import Cell, Table
 from firewall_ray.paper.variants import pair_name
 
@@ -25,6 +26,7 @@ def render(
             # Markup: not escaped again. Names in the drawing were, by matplotlib's SVG writer.
             vectors={number: Markup(svg) for number, svg in vectors.items()},
             claims=[(claim, claim_cell(claim)) for claim in claims],
+            inconsistencies=[*inconsistencies(), *denied_in_print()],
             pair=pair_name(config.pair),
             num_samples=config.sampling.num_samples,
             confidence=f"{config.evaluation.confidence:.0%}",

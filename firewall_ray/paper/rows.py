@@ -52,5 +52,5 @@ ROWS: dict[str, dict[str, Row]] = {
 
 def heading(dataset: str, config: RunConfig) -> str:
     """What a data set's columns are called: its name, and the task where another one stands for it."""
-    task = config.paper.datasets.get(dataset)
+    task = {str(name): task for name, task in config.paper.datasets.items()}.get(dataset)
     return dataset if task in (None, dataset.lower()) else f"{dataset}: {task}"

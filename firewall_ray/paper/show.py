@@ -36,15 +36,15 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def print_claims(claims: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Each claim in APGR: difference, interval, and whether it holds."""
-    table = Table(title=Text("Difference in APGR, points (paired)"), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("router", "against", "difference", "interval", "beyond chance"):
-        table.add_column(column, justify="right" if column in ("difference", "interval") else "left")
+    """Each claim: its difference in points with the interval, whether it held, and the same difference in the paper's own rows."""
+    table = Table(title=Text("The paper's claims (paired differences, points)"), title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("claim", "data set", "difference", "here", "paper"):
+        table.add_column(column, justify="right" if column in ("difference", "paper") else "left", overflow="fold")
     for claim in claims:
-        if claim["metric"] == "apgr":
-            value, low, high = (_points(claim[key]) for key in ("value", "low", "high"))
-            # Text: names may hold anything, and in a plain string rich takes [bold] for its markup.
-            table.add_row(Text(claim["router"]), Text(claim["against"]), value, Text(f"[{low}, {high}]"), _yes(claim["holds"]))
+        value, low, high = (_points(claim[key]) for key in ("value", "low", "high"))
+        # Text: in a plain string rich takes [bold] for its markup.
+        difference = Text("" if claim["value"] is None else f"{value} [{low}, {high}]")
+        table.add_row(Text(claim["statement"]), claim["dataset"], difference, claim["verdict"], _points(claim["published"]))
     console.print(table)
 
 
@@ -65,7 +65,3 @@ def _hours(hours: float | None) -> str:
 
 def _points(rate: float | None) -> str:
     return "–" if rate is None else f"{100 * rate:+.1f}"
-
-
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "no"

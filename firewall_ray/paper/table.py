@@ -1,4 +1,4 @@
-"""A table of the paper: cells of numbers with intervals, and how it reads as Markdown, CSV and LaTeX.
+"""A table: cells of numbers with intervals, and how it reads as Markdown, CSV and LaTeX.
 
 Rates are shown in percent, as the paper prints them; CSV keeps them as rates in [0, 1], one column each for value and bounds.
 """
@@ -13,12 +13,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cell:
-    """A rate with its interval; None where it is undefined, or the paper gives none. signed: a difference."""
+    """A rate with its interval; None where it is undefined, or there is none. signed: a difference. digits: shown, of percent."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
     signed: bool = False
+    digits: int = 1
 
     @classmethod
     def of(cls, metric: Mapping[str, Any] | None, *, signed: bool = False) -> "Cell":
@@ -31,7 +32,7 @@ class Cell:
         >>> Cell(0.55, 0.5, 0.6).number(), Cell(0.0342, signed=True).number(), Cell(None).number()
         ('55.0', '+3.4', '')
         """
-        return _percent(self.value, self.signed)
+        return self._percent(self.value)
 
     def interval(self) -> str:
         """The bounds in percent, or nothing.
@@ -41,7 +42,10 @@ class Cell:
         """
         if self.low is None or self.high is None:
             return ""
-        return f"[{_percent(self.low, self.signed)}, {_percent(self.high, self.signed)}]"
+        return f"[{self._percent(self.low)}, {self._percent(self.high)}]"
+
+    def _percent(self, rate: float | None) -> str:
+        return "" if rate is None else f"{100 * rate:{'+' if self.signed else ''}.{self.digits}f}"
 
 
 Row = tuple[tuple[str, ...], tuple[Cell, ...]]  # what the row is of; its numbers
@@ -51,7 +55,8 @@ Row = tuple[tuple[str, ...], tuple[Cell, ...]]  # what the row is of; its number
 class Table:
     """keys: names of the text columns on the left. columns: names of the numbers. notes: what a reader must know below it.
 
-    best: numbers of the rows, from 0, that are the best of their group and stand in bold.
+    best: (row, column) of the cells, from 0, that stand in bold. groups: title and number of columns of the headers above the
+    columns, from left to right; a column's name begins with its group's, which HTML and LaTeX do not repeat.
     """
 
     name: str
@@ -60,7 +65,13 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
-    best: frozenset[int] = frozenset()
+    best: frozenset[tuple[int, int]] = frozenset()
+    groups: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def short_columns(self) -> tuple[str, ...]:
+        """The columns' names below their groups': "TriviaQA APGR" is "APGR"."""
+        return tuple(column.rpartition(" ")[2] for column in self.columns) if self.groups else self.columns
 
 
 def markdown(table: Table) -> str:
@@ -70,9 +81,8 @@ def markdown(table: Table) -> str:
     for number, (texts, cells) in enumerate(table.rows):
         # A name is the user's and may hold a pipe, which would begin a new column.
         escaped = [text.replace("|", "\\|") for text in texts]
-        if number in table.best:
-            escaped[-1] = f"**{escaped[-1]}**"
-        lines.append(_pipes([*escaped, *(f"{cell.number()} {cell.interval()}".strip() for cell in cells)]))
+        shown = [f"**{cell.number()}**" if (number, column) in table.best else cell.number() for column, cell in enumerate(cells)]
+        lines.append(_pipes([*escaped, *(f"{text} {cell.interval()}".strip() for text, cell in zip(shown, cells, strict=True))]))
     return "\n".join([*lines, "", *(f"{note}\n" for note in table.notes)])
 
 
@@ -95,26 +105,31 @@ def latex(table: Table) -> str:
         r"\centering\scriptsize",
         rf"\begin{{tabular}}{{{'l' * len(table.keys)}{'r' * len(table.columns)}}}",
         r"\toprule",
-        _ampersands([*map(_tex, table.keys), *map(_tex, table.columns)]),
+        *_tex_groups(table),
+        _ampersands([*map(_tex, table.keys), *map(_tex, table.short_columns)]),
     ]
     # The first column is the task, pair or label: what a reader compares within.
     group = None
     for number, (texts, cells) in enumerate(table.rows):
-        if texts[0] != group:
+        if group is None or (texts[0] != group and len(texts) > 1):
             lines.append(r"\midrule")
             group = texts[0]
-        numbers = [rf"{cell.number()} {{\tiny {cell.interval()}}}" if cell.interval() else cell.number() for cell in cells]
-        names = [_tex(text) for text in texts]
-        if number in table.best:
-            names[-1] = rf"\textbf{{{names[-1]}}}"
-        lines.append(_ampersands([*names, *numbers]))
+        numbers = []
+        for column, cell in enumerate(cells):
+            shown = rf"\textbf{{{cell.number()}}}" if (number, column) in table.best else cell.number()
+            numbers.append(rf"{shown} {{\tiny {cell.interval()}}}" if cell.interval() else shown)
+        lines.append(_ampersands([*map(_tex, texts), *numbers]))
     caption = " ".join([f"{table.title}.", *table.notes])
     lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{_tex(caption)}}}", rf"\label{{tab:{table.name}}}", r"\end{table*}"]
     return "\n".join([*lines, ""])
 
 
-def _percent(rate: float | None, signed: bool) -> str:
-    return "" if rate is None else f"{100 * rate:{'+' if signed else ''}.1f}"
+def _tex_groups(table: Table) -> list[str]:
+    """The header line of the groups, if there are any."""
+    if not table.groups:
+        return []
+    spans = [rf"\multicolumn{{{width}}}{{c}}{{{_tex(title)}}}" for title, width in table.groups]
+    return [_ampersands([*("" for _ in table.keys), *spans])]
 
 
 def _pipes(cells: Sequence[str]) -> str:

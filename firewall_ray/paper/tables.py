@@ -1,4 +1,5 @@
-"""Tables 1 to 4 from reports: which rows and columns each has. See docs/reproduction.md for what is known of the paper's own.
+"""What we add to the paper's tables, one table below each: intervals, task by task and on all of them; the models alone, the
+oracle, further baselines, pairs and backbones; the trapezoid APGR, CPT and paired differences.
 
 A report is what `stages/report.py` builds, the content of report.json, so every number comes with its interval.
 """
@@ -8,28 +9,28 @@ from typing import Any
 
 from firewall_ray.config.base import BackboneConfig
 from firewall_ray.config.run import PaperConfig
-from firewall_ray.paper import published
 from firewall_ray.paper.table import Cell, Row, Table
 from firewall_ray.schemas import LABEL_DESIGNS
 
 Report = dict[str, Any]
 
-# The paper's columns are the pass rates and APGR; CPT is RouteLLM's, and the paper has none.
 COLUMNS = {
+    "APGR (mean)": "apgr_mean",
     "PR@20%": "pass_rate_20",
     "PR@50%": "pass_rate_50",
     "PR@80%": "pass_rate_80",
     "CPT(20%)": "cpt_20",
     "CPT(50%)": "cpt_50",
     "CPT(80%)": "cpt_80",
-    "APGR": "apgr",
+    "APGR (trapezoid)": "apgr",
 }
+COMPARED = "apgr_mean"
 ALL = "all"
 LINEAR, ORACLE = "random (linear interpolation)", "oracle"
 MEANING = (
-    "In percent, test split; the best router in bold. PR@x: mean pass rate with x of the queries sent to the strong model. CPT(x): "
-    "smallest share of strong calls that recovers x of the gap between the models; empty where no share does. APGR: trapezoid over "
-    "11 points, random 50."
+    "In percent, test split; the best router of a group in bold. PR@x: mean pass rate with x of the queries sent to the strong "
+    "model. CPT(x): smallest share of strong calls that recovers x of the gap between the models; empty where no share does. APGR: "
+    "of the 11 points the plain mean, which is the paper's, and the trapezoid, which is RouteLLM's; random is 50 in both."
 )
 INTERVALS = (
     "In brackets: {confidence:.0%} bootstrap intervals over queries ({num_bootstrap:,} resamples). Differences are paired: router "
@@ -37,7 +38,7 @@ INTERVALS = (
 )
 
 
-def table_1(report: Report, config: PaperConfig, titles: Mapping[str, str], *, with_published: bool) -> Table:
+def table_1(report: Report, config: PaperConfig, titles: Mapping[str, str]) -> Table:
     """Ours against the baselines, task by task: every router found under scores/ but the other label designs.
 
     titles: what each router is called, by its name in the report.
@@ -46,11 +47,7 @@ def table_1(report: Report, config: PaperConfig, titles: Mapping[str, str], *, w
     for task in tasks_of(report):
         named = _compared(report, config, task, titles)
         rows += [*_models(report, task), *_rows(report, task, {LINEAR: "random", **named, ORACLE: "oracle"}, (task,))]
-        if with_published and task in published.APGR:
-            # published.py has the APGR alone.
-            cells = tuple(Cell(published.APGR[task] if metric == "apgr" else None) for metric in COLUMNS.values())
-            rows.append(((task, published.NAME), (*cells, Cell(None))))
-    return _table("table_1", "Table 1: routers and baselines, by task", ("task", "router"), rows, report)
+    return _table("table_1_extended", "Table 1, extended: routers and baselines, by task", ("task", "router"), rows, report)
 
 
 def table_2(reports: Mapping[str, Report], config: PaperConfig, titles: Mapping[str, str], *, trained_on: str) -> Table:
@@ -64,7 +61,9 @@ def table_2(reports: Mapping[str, Report], config: PaperConfig, titles: Mapping[
         f"All routers were trained on the pair {trained_on}. Margin Sampling, which is not trained, reads each pair's weak model."
     )
     first = next(iter(reports.values()))
-    return _table("table_2", "Table 2: other model pairs, no retraining", ("pair", "task", "router"), rows, first, note)
+    return _table(
+        "table_2_extended", "Table 2, extended: other model pairs, no retraining", ("pair", "task", "router"), rows, first, note
+    )
 
 
 def table_3(report: Report) -> Table:
@@ -74,7 +73,7 @@ def table_3(report: Report) -> Table:
         # In the order of the equations, those that were trained and have scored the task.
         designs = [design for design in LABEL_DESIGNS if task in report["routers"].get(design, {})]
         rows += _rows(report, task, {design: design for design in designs}, (task,))
-    return _table("table_3", "Table 3: label designs", ("task", "label"), rows, report)
+    return _table("table_3_extended", "Table 3, extended: label designs", ("task", "label"), rows, report)
 
 
 def table_4(reports: Mapping[str, Report]) -> Table:
@@ -85,7 +84,7 @@ def table_4(reports: Mapping[str, Report]) -> Table:
             names = [name for name in report["bins"] if task in report["routers"][name]]
             rows += _rows(report, task, {name: name for name in names}, (design, task))
     first = next(iter(reports.values()))
-    return _table("table_4", "Table 4: backbones", ("label", "task", "backbone"), rows, first)
+    return _table("table_4_extended", "Table 4, extended: backbones", ("label", "task", "backbone"), rows, first)
 
 
 # What is in a report -------------------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ def _rows(report: Report, task: str, routers: Mapping[str, str], keys: tuple[str
         cells = tuple(Cell.of(metrics[metric]) for metric in COLUMNS.values())
         # None for the reference itself, and for random routing and the oracle, which are no routers to choose from.
         difference = report["comparisons"]["differences"].get(name, {}).get(task)
-        yield (*keys, shown), (*cells, Cell.of(difference and difference["apgr"], signed=True))
+        yield (*keys, shown), (*cells, Cell.of(difference and difference[COMPARED], signed=True))
 
 
 def _models(report: Report, task: str) -> Iterator[Row]:
@@ -140,22 +139,23 @@ def _models(report: Report, task: str) -> Iterator[Row]:
     for role in ("weak", "strong"):
         found = report["models"][report["pair"][role]][task]
         rate, none = Cell(found["pass_rate"], found["low"], found["high"]), Cell(None)
-        yield (task, f"always {report['pair'][role]}"), (rate, rate, rate, none, none, none, none, none)
+        cells = (rate if metric.startswith("pass_rate") else none for metric in COLUMNS.values())
+        yield (task, f"always {report['pair'][role]}"), (*cells, none)
 
 
 def _table(name: str, title: str, keys: tuple[str, ...], rows: Iterable[Row], report: Report, *notes: str) -> Table:
     facts = {**report["settings"], "reference": report["comparisons"]["reference"]}
     made, said = tuple(rows), (MEANING, INTERVALS.format(**facts), *notes)
-    return Table(name, title, keys, (*COLUMNS, "difference in APGR"), made, said, _best(made))
+    return Table(name, title, keys, (*COLUMNS, "difference in APGR (mean)"), made, said, _best(made))
 
 
-def _best(rows: Sequence[Row]) -> frozenset[int]:
+def _best(rows: Sequence[Row]) -> frozenset[tuple[int, int]]:
     """The highest APGR among the routers of each group, a group being rows that differ in their last text alone."""
-    apgr = list(COLUMNS).index("APGR")
+    apgr = list(COLUMNS.values()).index(COMPARED)
     best: dict[tuple[str, ...], tuple[float, int]] = {}
     for number, (texts, cells) in enumerate(rows):
         value = cells[apgr].value
-        # Bounds are not in the running, nor is the paper's row, which was measured on other samples.
-        if value is not None and texts[-1] not in (LINEAR, ORACLE, published.NAME):
+        # Bounds are not in the running.
+        if value is not None and texts[-1] not in (LINEAR, ORACLE):
             best[texts[:-1]] = max(best.get(texts[:-1], (value, number)), (value, number))
-    return frozenset(number for _, number in best.values())
+    return frozenset((number, apgr) for _, number in best.values())

@@ -37,7 +37,7 @@ logger = logging.getLogger("firewall_ray")
 
 ALL = "all"
 BASELINES = ("random", "oracle")
-COMPARED = ("apgr", "pass_rate_20", "pass_rate_50", "pass_rate_80")
+COMPARED = ("apgr", "apgr_mean", "pass_rate_20", "pass_rate_50", "pass_rate_80")
 Report = dict[str, Any]
 
 

@@ -55,7 +55,7 @@ def test_every_stage_leaves_what_the_tables_need(finished: RunConfig) -> None:
     assert store.children("samples") == ["middle", "strong", "weak"]
     assert store.children("pairs/middle-strong") == ["labels", "scores"]
     assert store.children("backbones/weak-model/scores") == ["soft_block"]
-    with (Path(finished.root) / "paper/table_2.csv").open() as file:
+    with (Path(finished.root) / "paper/table_2_extended.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["task"] for row in rows} == {"tiny_facts", "tiny_sums", "tiny_letters", "all"}
     assert "Margin Sampling" in {row["router"] for row in rows}
@@ -84,7 +84,7 @@ def test_the_job_makes_the_tables_of_what_is_there(finished: RunConfig, config_f
     assert done.returncode == 0, done.stderr[-3_000:]
     (result,) = json.loads(done.stdout)["stages"]
     assert (result["action"], result["tables"]) == ("skip", 4)
-    assert "Difference in APGR" in done.stderr
+    assert "The paper's claims" in done.stderr
     assert str(Path(finished.root) / "paper/paper.html") in done.stderr
 
 

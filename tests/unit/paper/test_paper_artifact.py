@@ -10,8 +10,8 @@ from paper_run import labels_table, paper_config, scores_table, write_run, write
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.errors import ArtifactMissing, ConfigError
 from firewall_ray.evaluation.metrics import apgr
-from firewall_ray.paper.artifact import collect, load_claims, make_tables, run_paper
-from firewall_ray.paper.published import NAME, same_setting
+from firewall_ray.paper.artifact import collect, load_claims, run_paper
+from firewall_ray.paper.published import published, same_setting
 from firewall_ray.store.layout import ArtifactStore
 
 
@@ -33,7 +33,9 @@ def rows(config: RunConfig, name: str) -> list[dict[str, str]]:
 
 def test_all_tables_and_figures_are_written(finished: RunConfig) -> None:
     names = {path.name for path in folder(finished).iterdir()}
-    assert {f"table_{number}.{kind}" for number in range(1, 5) for kind in ("csv", "tex")} <= names
+    assert {
+        f"table_{number}{what}.{kind}" for number in range(1, 5) for what in ("", "_extended") for kind in ("csv", "tex")
+    } <= names
     assert {"tables.md", "paper.html", "paper.json", "_MANIFEST.json"} <= names
     figures = sorted(name for name in names if name.startswith("figure_"))
     # Two tasks: 2 of baselines, 2 of label designs, 2 of the other pair, and one for each of the 3 designs that have scores.
@@ -53,33 +55,38 @@ def test_a_cell_is_the_metric_of_the_routers_scores(finished: RunConfig) -> None
         test["pass_rate_strong"].to_numpy(),
         test["prompt"].to_pylist(),
     )
-    (row,) = [row for row in rows(finished, "table_1") if (row["task"], row["router"]) == ("sums", "soft_block")]
-    assert float(row["APGR"]) == pytest.approx(expected, abs=1e-9)
-    assert float(row["APGR low"]) < expected < float(row["APGR high"])
+    (row,) = [row for row in rows(finished, "table_1_extended") if (row["task"], row["router"]) == ("sums", "soft_block")]
+    assert float(row["APGR (trapezoid)"]) == pytest.approx(expected, abs=1e-9)
+    assert float(row["APGR (trapezoid) low"]) < expected < float(row["APGR (trapezoid) high"])
 
 
 def test_table_1_has_the_baselines_ours_and_the_bounds_but_no_other_label_designs(finished: RunConfig) -> None:
-    of_facts = [row["router"] for row in rows(finished, "table_1") if row["task"] == "facts"]
+    of_facts = [row["router"] for row in rows(finished, "table_1_extended") if row["task"] == "facts"]
     assert of_facts == [
         *("always weak", "always strong", "random (linear interpolation)", "some_baseline", "soft_block", "hard_block", "oracle")
     ]
-    assert {row["task"] for row in rows(finished, "table_1")} == {"facts", "sums", "all"}
+    assert {row["task"] for row in rows(finished, "table_1_extended")} == {"facts", "sums", "all"}
 
 
 def test_the_best_router_of_a_task_is_in_bold_and_never_a_bound(finished: RunConfig) -> None:
-    of_task = {row["router"]: float(row["APGR"]) for row in rows(finished, "table_1") if row["task"] == "sums" and row["APGR"]}
+    of_task = {
+        row["router"]: float(row["APGR (trapezoid)"])
+        for row in rows(finished, "table_1_extended")
+        if row["task"] == "sums" and row["APGR (trapezoid)"]
+    }
     routers = {name: value for name, value in of_task.items() if name in ("some_baseline", "soft_block", "hard_block")}
-    text = (folder(finished) / "tables.md").read_text().split("## Table 2")[0]
+    text = (folder(finished) / "tables.md").read_text().partition("## Table 1, extended")[2].partition("## Table 2")[0]
     assert text.count("**") == 2 * 3  # two tasks, and all of them
-    assert f"| sums | **{max(routers, key=lambda name: routers[name])}** |" in text
+    (best,) = [line for line in text.splitlines() if line.startswith("| sums |") and "**" in line]
+    assert best.split(" | ")[1] == max(routers, key=lambda name: routers[name])
 
 
 def test_linear_interpolation_lies_on_the_line_between_the_models(finished: RunConfig) -> None:
-    by_router = {row["router"]: row for row in rows(finished, "table_1") if row["task"] == "all"}
+    by_router = {row["router"]: row for row in rows(finished, "table_1_extended") if row["task"] == "all"}
     weak, strong = (float(by_router[f"always {role}"]["PR@50%"]) for role in ("weak", "strong"))
     linear = by_router["random (linear interpolation)"]
     assert float(linear["PR@20%"]) == pytest.approx(weak + 0.2 * (strong - weak))
-    assert float(linear["APGR"]) == pytest.approx(0.5)
+    assert float(linear["APGR (mean)"]) == pytest.approx(0.5)
 
 
 def test_table_2_measures_the_first_pairs_scores_against_the_other_pairs_labels(finished: RunConfig) -> None:
@@ -88,9 +95,9 @@ def test_table_2_measures_the_first_pairs_scores_against_the_other_pairs_labels(
     labels, scores = labels.take(test), scores.take(test)
     rates = (labels["pass_rate_weak"].to_numpy(), labels["pass_rate_strong"].to_numpy())
     expected = apgr(scores["p_weak"].to_numpy(), *rates, labels["prompt"].to_pylist())
-    (row,) = [row for row in rows(finished, "table_2") if (row["task"], row["router"]) == ("all", "soft_block")]
+    (row,) = [row for row in rows(finished, "table_2_extended") if (row["task"], row["router"]) == ("all", "soft_block")]
     assert row["pair"] == "middle-strong"
-    assert float(row["APGR"]) == pytest.approx(expected, abs=1e-9)
+    assert float(row["APGR (trapezoid)"]) == pytest.approx(expected, abs=1e-9)
 
 
 def test_margin_sampling_of_another_pair_is_read_from_that_pair(tmp_path: Path) -> None:
@@ -105,40 +112,59 @@ def test_margin_sampling_of_another_pair_is_read_from_that_pair(tmp_path: Path) 
 
 
 def test_table_4_compares_each_backbone_with_the_runs_own(finished: RunConfig) -> None:
-    of_all = [row for row in rows(finished, "table_4") if row["task"] == "all"]
+    of_all = [row for row in rows(finished, "table_4_extended") if row["task"] == "all"]
     assert [(row["label"], row["backbone"]) for row in of_all] == [
         (design, name) for design in ("soft_block", "hard_block") for name in ("deberta (from scratch)", "llama")
     ]
     own, other = of_all[0], of_all[1]
-    assert own["difference in APGR"] == ""
-    assert float(other["difference in APGR"]) == pytest.approx(float(other["APGR"]) - float(own["APGR"]), abs=1e-9)
+    assert own["difference in APGR (mean)"] == ""
+    assert float(other["difference in APGR (mean)"]) == pytest.approx(
+        float(other["APGR (mean)"]) - float(own["APGR (mean)"]), abs=1e-9
+    )
 
 
-def test_the_claims_say_what_holds_beyond_chance(finished: RunConfig) -> None:
-    claims = {
-        (claim["router"], claim["against"], claim["metric"]): claim for claim in load_claims(ArtifactStore(finished.root).paper())
-    }
-    assert len(claims) == 2 * 2 * 4  # routers, rivals, metrics
-    assert claims["soft_block", "linear interpolation", "apgr"]["holds"]  # noise of 0.1 on the label itself
-    for claim in claims.values():
-        assert claim["holds"] == (claim["low"] > 0)
-        assert claim["low"] <= claim["value"] <= claim["high"]
+def test_the_papers_layout_has_the_numbers_of_the_extended_table(finished: RunConfig) -> None:
+    laid_out = {(row["source"], row["Method"]): row for row in rows(finished, "table_1")}
+    extended = {(row["task"], row["router"]): row for row in rows(finished, "table_1_extended")}
+    for method, router in (("Ours (Soft Block)", "soft_block"), ("Linear Interpolation", "random (linear interpolation)")):
+        for dataset, task in (("TriviaQA", "facts"), ("GSM8K", "sums")):
+            for column, other in (("APGR", "APGR (mean)"), ("20%", "PR@20%"), ("50%", "PR@50%"), ("80%", "PR@80%")):
+                shown = float(laid_out["this run", method][f"{dataset} {column}"])
+                assert shown == pytest.approx(100 * float(extended[task, router][other]), abs=1e-7)
+    assert laid_out["this run", "Hybrid LLM"]["TriviaQA APGR"] == ""  # not measured, and its row is there
+    assert laid_out["this run", "Ours (Soft Block)"]["HumanEval 20%"] == ""  # no task stands for it
+    assert float(laid_out["paper", "Hybrid LLM"]["TriviaQA APGR"]) == 49.17
+
+
+def test_the_second_pair_is_table_2s_and_the_other_backbone_table_4s(finished: RunConfig) -> None:
+    for number, method, extended, router in (
+        (2, "Ours (Soft Block)", {"pair": "middle-strong"}, "soft_block"),
+        (4, "Soft Blocking (Causal)", {"label": "soft_block"}, "llama"),
+        (4, "Soft Blocking (Deberta)", {"label": "soft_block"}, "deberta (from scratch)"),
+    ):
+        (ours,) = [row for row in rows(finished, f"table_{number}") if (row["source"], row["Method"]) == ("this run", method)]
+        last = "router" if number == 2 else "backbone"
+        wanted = {**extended, "task": "sums", last: router}
+        (row,) = [row for row in rows(finished, f"table_{number}_extended") if wanted.items() <= row.items()]
+        assert float(ours["GSM8K APGR"]) == pytest.approx(100 * float(row["APGR (mean)"]), abs=1e-7)
 
 
 def test_a_claim_is_the_difference_of_two_rows_of_the_tables(finished: RunConfig) -> None:
-    claims = {(claim["router"], claim["against"]): claim for claim in load_claims(ArtifactStore(finished.root).paper())
-              if claim["metric"] == "apgr"}  # fmt: skip
-    of_all = {row["label"]: row for row in rows(finished, "table_3") if row["task"] == "all"}
-    soft, rival = of_all["soft_block"], of_all["weak_pass_rate"]
-    linear = claims["soft_block", "linear interpolation"]
-    # The APGR of a straight line is 0.5 in every resample, so the interval is the router's own, moved.
-    for key, column in (("value", "APGR"), ("low", "APGR low"), ("high", "APGR high")):
-        assert linear[key] == pytest.approx(float(soft[column]) - 0.5, abs=1e-9)
-    against = claims["soft_block", "weak_pass_rate"]
-    assert against["value"] == pytest.approx(float(soft["APGR"]) - float(rival["APGR"]), abs=1e-9)
-    assert (against["low"], against["high"]) == pytest.approx(
-        (-float(rival["difference in APGR high"]), -float(rival["difference in APGR low"])), abs=1e-9
-    )
+    (claim,) = [
+        claim
+        for claim in load_claims(ArtifactStore(finished.root).paper())
+        if (claim["statement"], claim["dataset"]) == ("DeBERTa is ahead of the causal backbone, Soft Blocking", "GSM8K")
+    ]
+    of_4 = {row["Method"]: float(row["GSM8K APGR"]) for row in rows(finished, "table_4") if row["source"] == "this run"}
+    assert claim["value"] == pytest.approx((of_4["Soft Blocking (Deberta)"] - of_4["Soft Blocking (Causal)"]) / 100, abs=1e-9)
+    assert claim["low"] < claim["value"] < claim["high"]
+    (extended,) = [
+        row
+        for row in rows(finished, "table_4_extended")
+        if (row["label"], row["task"], row["backbone"]) == ("soft_block", "sums", "llama")
+    ]
+    bounds = [-float(extended[f"difference in APGR (mean) {end}"]) for end in ("high", "low")]
+    assert [claim["low"], claim["high"]] == pytest.approx(bounds, abs=1e-9)  # the same resamples
 
 
 def test_the_second_run_is_skipped_and_new_scores_are_noticed(tmp_path: Path) -> None:
@@ -163,9 +189,9 @@ def test_one_task_is_not_shown_twice(tmp_path: Path) -> None:
     labels = labels.filter([task == "sums" for task in labels["task"].to_pylist()])
     write_table(tmp_path, "labels", labels)
     write_table(tmp_path, "scores/soft_block", scores_table(labels))
-    result = run_paper(config, ArtifactStore(config.root))
-    assert result["tables"] == 2  # no other pair, no other backbone
-    assert {row["task"] for row in rows(config, "table_1")} == {"sums"}
+    run_paper(config, ArtifactStore(config.root))
+    assert {row["task"] for row in rows(config, "table_1_extended")} == {"sums"}
+    assert not (folder(config) / "table_2_extended.csv").exists()  # no other pair
 
 
 def test_a_router_that_is_to_be_shown_and_has_no_scores_is_named(tmp_path: Path) -> None:
@@ -184,23 +210,11 @@ def test_labels_of_a_pair_that_were_not_made_name_the_command(tmp_path: Path) ->
         run_paper(with_another, ArtifactStore(config.root))
 
 
-def test_the_papers_numbers_stand_beside_ours_in_its_own_setting_only(finished: RunConfig) -> None:
-    store = ArtifactStore(finished.root)
-    results = collect(finished, store, ["soft_block", "hard_block", "weak_pass_rate"])
-    results.report["settings"]["tasks"][0] = "gsm8k"
-    for section in (results.report["routers"], results.report["models"], results.report["comparisons"]["differences"]):
-        for of_task in section.values():
-            of_task["gsm8k"] = of_task["facts"]
+def test_the_papers_setting_is_known(finished: RunConfig) -> None:
     assert same_setting(load_config("jobs/configs/paper.yaml"))
     assert not same_setting(finished)
-    papers = load_config("jobs/configs/paper.yaml", ["sampling.num_samples=16"])
-    assert not same_setting(papers)
-    published = finished.model_copy(
-        update={name: getattr(load_config("jobs/configs/paper.yaml"), name) for name in ("models", "router")}
-    )
-    for config, expected in ((finished, 0), (published, 1)):
-        found = [texts for texts, _ in make_tables(results, config)[0].rows if texts[1] == NAME]
-        assert found == [("gsm8k", NAME)] * expected
+    assert not same_setting(load_config("jobs/configs/paper.yaml", ["sampling.num_samples=16"]))
+    assert "settings are others" in (folder(finished) / "tables.md").read_text()
 
 
 def test_the_page_is_whole_and_asks_for_nothing_from_outside(finished: RunConfig) -> None:
@@ -217,7 +231,7 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(finished: RunConfig
     reader.feed(page)
     tags = [tag for tag, _ in reader.found]
     assert tags.count("svg") == 9
-    assert tags.count("table") == 5  # claims and four
+    assert tags.count("table") == 1 + 3 * len(published().rows)  # claims; and ours, the paper's, the extended
     assert not [attrs for _, attrs in reader.found if (attrs.get("src") or attrs.get("href") or "#")[0] not in "#"]
 
 
@@ -233,4 +247,4 @@ def test_paper_json_is_strict_json_even_where_a_metric_is_undefined(tmp_path: Pa
     assert found["claims"][0]["value"] is None
     assert not found["claims"][0]["holds"]
     (row,) = [row for row in rows(config, "table_3") if row["task"] == "all"]
-    assert row["APGR"] == ""
+    assert row["APGR (trapezoid)"] == ""

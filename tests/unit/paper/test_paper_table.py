@@ -15,7 +15,7 @@ TABLE = Table(
         (("b", "x"), (Cell(1.0, 1.0, 1.0), Cell(0.0))),
     ),
     notes=("In percent.",),
-    best=frozenset({0}),
+    best=frozenset({(0, 1)}),
 )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def test_markdown_shows_percent_with_its_interval() -> None:
     lines = markdown(TABLE).splitlines()
     assert lines[0] == "## Table 9: 50% & more"
     assert lines[2:4] == ["| task | router | PR@20% | APGR |", "| --- | --- | ---: | ---: |"]
-    assert lines[4] == r"| a_task | **one\|two** | 50.0 [40.0, 60.0] | -3.1 [-5.0, +1.0] |"
+    assert lines[4] == r"| a_task | one\|two | 50.0 [40.0, 60.0] | **-3.1** [-5.0, +1.0] |"
     assert lines[5] == '| a_task | comma, quote" |  | 66.7 |'
     assert "In percent." in lines
 
@@ -38,7 +38,7 @@ def test_csv_keeps_every_digit_and_the_bounds() -> None:
 def test_latex_escapes_names_and_has_as_many_cells_in_every_row() -> None:
     text = latex(TABLE)
     assert r"\begin{tabular}{llrr}" in text
-    assert r"a\_task & \textbf{one|two} & 50.0 {\tiny [40.0, 60.0]} & -3.1 {\tiny [-5.0, +1.0]} \\" in text
+    assert r"a\_task & one|two & 50.0 {\tiny [40.0, 60.0]} & \textbf{-3.1} {\tiny [-5.0, +1.0]} \\" in text
     assert r"\caption{Table 9: 50\% \& more. In percent.}" in text
     assert text.count(r"\midrule") == 2  # one above each task
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
