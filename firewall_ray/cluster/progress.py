@@ -39,7 +39,7 @@ class ProgressCounter:
         self._lines: list[tuple[int, str]] = []
 
     def add(self, key: str, amounts: Mapping[str, float]) -> None:
-        """Known names: `rows`, `errors`, `tokens`, `requests`, and `work`: rows too, with fractions for those that are partly done."""
+        """Known names: `rows`, `errors`, `tokens`, `requests`, and `work`: rows too, with fractions for those partly done."""
         for name, amount in amounts.items():
             self._sums[key][name] += amount
 
