@@ -4,6 +4,7 @@
 #   make serve         its router and models behind an OpenAI-compatible endpoint on this machine, after make quickstart
 #   make paper         the paper's tables and figures in miniature, about eleven minutes on 2 cores
 #   make real          a real pair of small instruct models on GSM8K, TriviaQA and HumanEval: hours on 2 cores, resumable
+#   make real-report   its tables from the grades that are kept here: minutes, no sampling
 #   make test          all tests            make test-quick   those without Ray, vLLM and DeepSpeed
 #   make test-long     a run killed ten times, which make test leaves out
 #   make lint          ruff and mypy        make bench        the benchmarks, each against its bound
@@ -16,7 +17,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 TORCH := $(shell grep '^torch==' requirements/cpu.txt)
 CONFIG ?= jobs/configs/quickstart.yaml
 
-.PHONY: quickstart serve paper real test test-quick test-long lint format bench bench-serving models clean
+.PHONY: quickstart serve paper real real-report test test-quick test-long lint format bench bench-serving models clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run
@@ -33,6 +34,9 @@ real: .venv/run
 	$(BIN)/python jobs/pipeline.py --config jobs/configs/real_small.yaml $(SET)
 	$(BIN)/python jobs/baselines.py --config jobs/configs/real_small.yaml $(SET)
 	$(BIN)/python jobs/report.py --config jobs/configs/real_small.yaml --controls $(SET)
+
+real-report: .venv/run
+	$(BIN)/python -m real_small.report $(SET)
 
 # The quick ones on every core; the others, which start Ray and engines and want the machine, one after the other.
 test: test-quick
