@@ -15,7 +15,7 @@ from firewall_ray.store.parts import parts_of
 
 pytestmark = pytest.mark.slow
 
-NUM_QUERIES = 800
+NUM_QUERIES = 480
 BATCH = 16
 SAMPLER = "VllmSampler"
 

@@ -160,19 +160,19 @@ def test_an_engine_that_dies_at_every_start_ends_the_job_with_the_reason(ray_clu
 
 
 def test_a_killed_driver_leaves_work_that_the_next_run_completes(tmp_path: Path) -> None:
-    _, store = prepared(tmp_path / "run", 600, batch_size=16)
+    _, store = prepared(tmp_path / "run", 360, batch_size=16)
     config_file = tmp_path / "config.yaml"
-    config_file.write_text(json.dumps(settings(tmp_path / "run", 600, batch_size=16)))
+    config_file.write_text(json.dumps(settings(tmp_path / "run", 360, batch_size=16)))
     command = [sys.executable, "jobs/sample.py", "--config", str(config_file), "--model", "weak"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    wait_for(lambda: 64 <= len(done_so_far(store)) < 500, give_up=lambda: driver.poll() is not None)
+    wait_for(lambda: 64 <= len(done_so_far(store)) < 260, give_up=lambda: driver.poll() is not None)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     time.sleep(5)  # the local Ray notices that its driver is gone
     before = done_so_far(store)
-    assert 0 < len(before) < 600
+    assert 0 < len(before) < 360
     assert store.samples("weak").state() == "unfinished"
 
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
@@ -185,9 +185,9 @@ def test_a_killed_driver_leaves_work_that_the_next_run_completes(tmp_path: Path)
 
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
     (stage,) = json.loads(finished.stdout.splitlines()[-1])["stages"]
-    assert (stage["action"], stage["num_rows"], stage["num_errors"]) == ("resume", 600, 0)
+    assert (stage["action"], stage["num_rows"], stage["num_errors"]) == ("resume", 360, 0)
     rows = store.samples("weak").read().to_pylist()
-    assert len(rows) == len({row["query_id"] for row in rows}) == 600
+    assert len(rows) == len({row["query_id"] for row in rows}) == 360
     after = {row["query_id"]: row["texts"] for row in rows}
     assert before.items() <= after.items()  # what was done was not done again
     assert len(store.samples("weak").files()) == 1
