@@ -111,7 +111,7 @@ def _bins(
 def _lists(dataset: Dataset, column: str, drawn: pa.Table) -> dict[str, Any]:
     """The column's list of each drawn query that has one, by query id."""
     wanted = drawn["query_id"].combine_chunks()
-    found = {}
+    found: dict[str, Any] = {}
     for batch in dataset.iter_batches(["query_id", column]):
         rows = batch.filter(pc.is_in(batch["query_id"], wanted))
         found.update(zip(rows["query_id"].to_pylist(), rows[column].to_pylist(), strict=True))
