@@ -75,9 +75,7 @@ def test_what_a_run_lacks_is_left_out_and_no_number_moves(tmp_path: Path) -> Non
     by_number = dict(zip(range(3, 19), drawings, strict=True))
     assert by_number[13].name == "figure_13_soft_block_first"
     assert by_number[14].caption.startswith("Figure 14. Soft Blocking, second pair. middle-strong, test queries")
-    assert by_number[7].caption.endswith(
-        "there is no scores/routellm_mf/ (router.designs and baselines.names say what is trained and scored)."
-    )
+    assert "Left out: there is no scores/routellm_mf/ (router.designs" in by_number[7].caption
     assert "BARTScores of the test split" in by_number[3].caption
 
 
@@ -160,7 +158,7 @@ def test_responses_are_cut_into_bins_of_equal_count_by_hand() -> None:
 
 @pytest.fixture
 def scored(tmp_path: Path) -> tuple[RunConfig, ArtifactStore]:
-    """Two test queries and a train query, two samples each: of the weak model the worse BARTScores are right, of the strong the better."""
+    """Two test queries and a train query, two samples each: the weak model's lower BARTScores are right, the strong one's higher."""
     config = make_config(str(tmp_path), evaluation={"num_bins": 2})
     store = ArtifactStore(str(tmp_path))
     ids, splits = ["a", "b", "t"], ["test", "test", "train"]
