@@ -158,7 +158,7 @@ def test_responses_are_cut_into_bins_of_equal_count_by_hand() -> None:
 
 @pytest.fixture
 def scored(tmp_path: Path) -> tuple[RunConfig, ArtifactStore]:
-    """Two test queries and a train query, two samples each: the weak model's lower BARTScores are right, the strong one's higher."""
+    """Two test queries and a train query, two samples each: the weak model's lower BARTScore is right, the strong one's higher."""
     config = make_config(str(tmp_path), evaluation={"num_bins": 2})
     store = ArtifactStore(str(tmp_path))
     ids, splits = ["a", "b", "t"], ["test", "test", "train"]
