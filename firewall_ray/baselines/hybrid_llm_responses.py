@@ -33,12 +33,14 @@ BATCH_PAIRS = 4_096
 
 
 def reference_texts(task: str, reference: Mapping[str, Any]) -> list[str]:
-    """The texts that a right response may read like: a query's aliases, or its answer. Raises ConfigError where there are none.
+    """The texts that a right response may read like: a query's aliases, its answer, or the solution of a programming problem.
+
+    Raises ConfigError where there are none.
 
     >>> reference_texts("gsm8k", {"answer": "18"}), reference_texts("triviaqa", {"aliases": ["Nile", "River Nile"]})
     (['18'], ['Nile', 'River Nile'])
     """
-    found = reference.get("aliases", reference.get("answer"))
+    found = reference.get("aliases", reference.get("answer", reference.get("canonical_solution")))
     texts = found if isinstance(found, list) else [found]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ConfigError(

@@ -52,7 +52,8 @@ def run_hybrid_labels(config: RunConfig, store: ArtifactStore, labelled: pa.Tabl
     results = []
     if config.baselines.bart_score.path is None:
         results.append(_run_small_bart(config, store, responses, rows, force=force))
-    results += [_run_qualities(config, store, key, responses, len(rows), force=force) for key in keys]
+    outputs = {key: store.baseline(f"qualities/{key}", QUALITIES) for key in keys}
+    results += [run_qualities(config, store, key, outputs[key], responses, len(rows), force=force) for key in keys]
     return [*results, _run_labels(config, store, rows, force=force)]
 
 
@@ -82,17 +83,22 @@ def _run_small_bart(
     return make(config, output, write)
 
 
-def _run_qualities(
+def run_qualities(
     config: RunConfig,
     store: ArtifactStore,
     key: str,
+    dataset: Dataset,
     responses: Callable[[], Mapping[str, LocalRows]],
     num_queries: int,
     *,
     force: bool,
 ) -> StageResult:
-    """baselines/qualities/<model key>: the BARTScore of every response."""
-    settings, dataset = config.baselines.bart_score, store.baseline(f"qualities/{key}", QUALITIES)
+    """The BARTScore of every response of a model, into `dataset` (QUALITIES).
+
+    responses: as from `read_responses`, by model, of `num_queries` queries; asked only where they are not all scored. `num_queries`
+    and the inputs tell which queries these are, so of one dataset they must follow from the two.
+    """
+    settings = config.baselines.bart_score
     source: str | Dataset = _small_bart(store) if settings.path is None else model_path(settings.path)
     wanted = {
         "bart": source.identity() if isinstance(source, Dataset) else source,

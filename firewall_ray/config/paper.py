@@ -91,6 +91,10 @@ class PaperConfig(Strict):
     backbone_designs: list[LabelDesign] = Field(
         ["soft_block", "hard_block"], description="Table 4: label designs of each backbone."
     )
+    bart_score_queries: Positive = Field(
+        1_000,
+        description="Figures 3 and 4: queries of a task and split at most. Test responses are scored for these alone.",
+    )
     plan: PlanConfig = PlanConfig()
 
     @field_validator("pairs")

@@ -29,7 +29,7 @@ from firewall_ray.errors import ConfigError
 class EvaluationConfig(Strict):
     num_bootstrap: Positive = Field(1_000, description="Resamples of the queries behind every interval.")
     confidence: float = Field(0.95, gt=0, lt=1)
-    num_bins: Positive = Field(10, description="Bins of the figures of the paper's appendix B.")
+    num_bins: Positive = Field(10, description="Of the report's figures, of equal width, and of the paper's, of equal count.")
     controls: bool = Field(
         True,
         description="Compare every router with what the prompt's length alone and the task's name alone know, and with a router of "

@@ -1,4 +1,8 @@
-"""The binned figures of the paper's appendix B, as numbers: queries in bins by predicted p_weak. numpy only."""
+"""The report's binned figures as numbers: queries in bins of predicted p_weak. numpy only.
+
+Of equal width, as a calibration plot wants them: the axis is p_weak itself, beside which the label's mean stands. The paper's
+figures have bins of equal count, see `paper/binned.py`.
+"""
 
 from typing import Any
 

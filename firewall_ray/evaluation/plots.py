@@ -138,7 +138,8 @@ def _bins(report: Report, router: str) -> Figure:
     figure = Figure(figsize=(9.6, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     rows = report["bins"][router]["rows"]
-    pass_rate_bars(left, rows)
+    edges = np.array([rows[0]["low"], *(row["high"] for row in rows)])
+    pass_rate_bars(left, rows, edges, "predicted p_weak (bins; the number of queries above)")
     left.set_title(f"{router}: pass rate and gain by predicted p_weak")
     label = report["bins"][router]["label"]
     low, high = rows[0]["low"], rows[-1]["high"]
@@ -176,10 +177,12 @@ def _verdicts(report: Report) -> Figure:
     return figure
 
 
-def pass_rate_bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Mean pass rates of both models and the gain in bins of p_weak; rows as `bins.binned` gives them."""
-    centres = np.array([(row["low"] + row["high"]) / 2 for row in rows])
-    width = rows[0]["high"] - rows[0]["low"]
+def pass_rate_bars(axes: Axes, rows: list[dict[str, Any]], edges: np.ndarray, xlabel: str) -> None:
+    """Mean pass rates of both models and the gain in bins; rows as `bins.binned` gives them.
+
+    edges: where the bins are on the axis, (num_bins + 1,).
+    """
+    centres, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)  # (num_bins,)
     # In shares of a bin's width: three bars of 0.25, two gaps of 0.02 between them.
     for offset, column, colour, name in (
         (-0.27, "pass_rate_weak", WEAK, "weak"),
@@ -192,8 +195,8 @@ def pass_rate_bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.axhline(0, color=INK, linewidth=0.8)
     # A bin's gain is below 0 where the weak model is better there.
     bottom = min(0.0, *(row["gain"] for row in rows if row["gain"] is not None))
-    axes.set(xlim=(rows[0]["low"], rows[-1]["high"]), ylim=(bottom - 0.02 if bottom else 0, 1.08))
-    axes.set(xlabel="predicted p_weak (bins; the number of queries above)", ylabel="mean pass rate")
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(bottom - 0.02 if bottom else 0, 1.08))
+    axes.set(xlabel=xlabel, ylabel="mean pass rate")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(visible=False, axis="x")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, fontsize=9)

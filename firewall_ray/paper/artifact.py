@@ -1,7 +1,7 @@
 """Labels and scores -> paper/: the tables as Markdown, CSV and LaTeX, the figures as PNG and SVG, all of it as one page.
 
-Rows in: labels/ and scores/ of the run, `pairs/*/labels/` and `backbones/*/scores/`; test split. Runs in the driver: no Ray.
-paper.json holds every number of the tables and the claims.
+Rows in: labels/ and scores/ of the run, `pairs/*/labels/` and `backbones/*/scores/`; test split. For figures 3 and 4 grades/ and
+`baselines/qualities*/`, where they are there. Runs in the driver: no Ray. paper.json holds every number of all of it.
 """
 
 import json
@@ -10,17 +10,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from firewall_ray.baselines.run import describe
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError
 from firewall_ray.evaluation import plots
-from firewall_ray.evaluation.bins import binned
 from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores, read_labels, read_scores, router_names
-from firewall_ray.paper import layout, page, tables
+from firewall_ray.paper import bart_accuracy, layout, page, tables
 from firewall_ray.paper.claims import HELD, Claim, check_claims
-from firewall_ray.paper.figures import draw_figures
+from firewall_ray.paper.curves import draw_curves
+from firewall_ray.paper.figures import FigureNumbers, draw_figures, figure_numbers
 from firewall_ray.paper.measured import Measured, Setting, measure
 from firewall_ray.paper.published import published, same_setting
 from firewall_ray.paper.rows import CAUSAL, FIRST, SECOND
@@ -45,7 +43,7 @@ class Results:
     report: Report
     pairs: dict[str, Report]
     backbones: dict[str, Report]
-    bins: dict[str, dict[str, list[dict[str, Any]]]]
+    figures: FigureNumbers
     claims: list[Claim]
 
 
@@ -81,7 +79,7 @@ def load_claims(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Results:
-    """Every report, bin and claim. names: the routers under scores/ that are to be compared."""
+    """Every report, figure and claim. names: the routers under scores/ that are to be compared."""
     # What each router's last column is the difference from.
     reference = config.paper.routers[0]
     queries, validation_ids = read_labels(store, list(LABEL_DESIGNS))
@@ -97,8 +95,11 @@ def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Result
         places = {name: own if name == MARGIN_SAMPLING and own.scores(name).state() != "missing" else store for name in names}
         scores = [read_scores(place, name, of_pair, its_validation) for name, place in places.items()]
         pairs[pair_name(pair)] = build_report(config.model_copy(update={"pair": pair}), of_pair, scores, reference)
-        # The first of them is the one of Table 2 as the paper has it.
-        settings.setdefault(SECOND, Setting(of_pair, {router.name: router for router in scores}))
+        if SECOND not in settings:
+            # The first of them is Table 2's pair. Another weak model's margins would be another method.
+            its_own = [router for router in scores if router.name != MARGIN_SAMPLING or places[MARGIN_SAMPLING] is own]
+            settings[SECOND] = Setting(of_pair, {router.name: router for router in its_own})
+    figures = figure_numbers(config, store, settings)
     if config.paper.backbones:
         settings[CAUSAL] = Setting(queries, _causal(config, store, queries, validation_ids))
     measured = measure(settings, config)
@@ -107,7 +108,7 @@ def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Result
         report=build_report(config, queries, routers, reference),
         pairs=pairs,
         backbones=_backbones(config, store, queries, validation_ids) if config.paper.backbones else {},
-        bins=_bins(queries, by_name, config.evaluation.num_bins),
+        figures=figures,
         claims=check_claims(measured, config.evaluation),
     )
 
@@ -132,21 +133,6 @@ def _backbones(config: RunConfig, store: ArtifactStore, queries: LabelledQueries
     return reports
 
 
-def _bins(
-    queries: LabelledQueries, routers: Mapping[str, RouterScores], num_bins: int
-) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for design in [design for design in LABEL_DESIGNS if design in routers]:
-        router = routers[design]
-        found[design] = {}
-        for task in sorted(router.tasks):
-            rows = np.flatnonzero(queries.tasks == task)
-            # float64, (num_queries of the task,), in [0, 1], as are the scores and labels below.
-            rates = queries.pass_rate_weak[rows], queries.pass_rate_strong[rows]
-            found[design][task] = without_nan(binned(router.p_weak[rows], *rates, queries.labels[design][rows], num_bins))
-    return found
-
-
 def _settings(config: RunConfig, store: ArtifactStore, names: list[str]) -> dict[str, Any]:
     """What decides the content of paper/, and that its inputs are finished."""
     paper = config.paper
@@ -161,6 +147,7 @@ def _settings(config: RunConfig, store: ArtifactStore, names: list[str]) -> dict
         "paper": paper.model_dump(mode="json", exclude={"plan"}),
         "evaluation": config.evaluation.model_dump(mode="json"),
         "pair": config.pair.model_dump(),
+        "figures": bart_accuracy.inputs_of(store, config.pair),
         # Whether the paper's own rows are shown hangs on models and router settings, which are not among the above.
         "published": same_setting(config),
     }
@@ -191,20 +178,22 @@ def _write(dataset: Dataset, results: Results, made: list[tuple[Table, Table, Ta
             dataset.write_bytes(f"{extended.name}.tex", latex(extended).encode())
     every = [table for of_number in made for table in of_number if table is not None]
     dataset.write_bytes("tables.md", "\n\n".join(markdown(table) for table in every).encode())
-    drawn = draw_figures(results.report, results.pairs, results.bins, config.paper)
+    figures, curves = draw_figures(results.figures, config), draw_curves(results.report, results.pairs, config.paper)
     vectors = {}
-    for figure in drawn:
-        dataset.write_bytes(f"{figure.stem}.png", plots.png(figure.figure))
-        vectors[figure.number] = plots.svg(figure.figure)
-    dataset.write_bytes("paper.html", page.render(every, drawn, vectors, results.claims, config).encode())
+    for drawing in (*figures, *curves):
+        if drawing.figure is not None:
+            dataset.write_bytes(f"{drawing.name}.png", plots.png(drawing.figure))
+            vectors[drawing.name] = plots.svg(drawing.figure)
+    dataset.write_bytes("paper.html", page.render(every, figures, curves, vectors, results.claims, config).encode())
     numbers = {
         "claims": [asdict(claim) for claim in results.claims],
         "report": results.report,
         "pairs": results.pairs,
         "backbones": results.backbones,
-        "bins": results.bins,
+        "figures": results.figures.rows,
+        "figures_left_out": results.figures.missing,
     }
     # allow_nan=False: Python would write NaN, which is no JSON, and other languages' readers refuse the file.
     dataset.write_bytes("paper.json", json.dumps(without_nan(numbers), indent=2, allow_nan=False).encode())
     held = sum(claim.verdict == HELD for claim in results.claims)
-    return {"tables": len(made), "figures": len(drawn), "claims": len(results.claims), "claims_that_hold": held}
+    return {"tables": len(made), "figures": len(results.figures.rows), "claims": len(results.claims), "claims_that_hold": held}

@@ -7,24 +7,30 @@ from markupsafe import Markup
 from firewall_ray.config.run import RunConfig
 from firewall_ray.evaluation.html import templates
 from firewall_ray.paper.claims import Claim, denied_in_print
-from firewall_ray.paper.figures import PaperFigure
+from firewall_ray.paper.curves import Drawing
 from firewall_ray.paper.published import inconsistencies
 from firewall_ray.paper.table import Cell, Table
 from firewall_ray.paper.variants import pair_name
 
 
 def render(
-    tables: Sequence[Table], figures: Sequence[PaperFigure], vectors: Mapping[int, str], claims: Sequence[Claim], config: RunConfig
+    tables: Sequence[Table],
+    figures: Sequence[Drawing],
+    curves: Sequence[Drawing],
+    vectors: Mapping[str, str],
+    claims: Sequence[Claim],
+    config: RunConfig,
 ) -> str:
-    """The page. vectors: SVG elements by figure number. Names are escaped."""
+    """The page. figures: the paper's; curves: our own; vectors: their SVG elements by name. Names are escaped."""
     return (
         templates("firewall_ray.paper")
         .get_template("paper.html.j2")
         .render(
             tables=tables,
             figures=figures,
+            curves=curves,
             # Markup: not escaped again. Names in the drawing were, by matplotlib's SVG writer.
-            vectors={number: Markup(svg) for number, svg in vectors.items()},
+            vectors={name: Markup(svg) for name, svg in vectors.items()},
             claims=[(claim, claim_cell(claim)) for claim in claims],
             inconsistencies=[*inconsistencies(), *denied_in_print()],
             pair=pair_name(config.pair),

@@ -50,6 +50,10 @@ ROWS: dict[str, dict[str, Row]] = {
 }
 
 
+# By the paper's name of a method, as its figures use it: whose scores rank the queries.
+METHODS: dict[str, tuple[str, ...]] = {name: row.routers for table in ("table_1", "table_3") for name, row in ROWS[table].items()}
+
+
 def heading(dataset: str, config: RunConfig) -> str:
     """What a data set's columns are called: its name, and the task where another one stands for it."""
     task = {str(name): task for name, task in config.paper.datasets.items()}.get(dataset)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from firewall_ray.baselines.run import run_baselines
 from firewall_ray.config.run import RunConfig
+from firewall_ray.paper.bart_qualities import run_test_qualities
 from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, backbone_config, other_models
 from firewall_ray.stages import PIPELINE, load_stage
 from firewall_ray.stages.grade import run_grading
@@ -46,8 +47,8 @@ def label(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
 
 
 def baselines(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
-    """All of the config's for the pair; for the others Margin Sampling, which is not trained: it reads each weak model anew."""
-    results = run_baselines(config, store)
+    """The config's, and figure 3's BARTScores; for other pairs Margin Sampling alone, which reads each weak model anew."""
+    results = [*run_baselines(config, store), *run_test_qualities(config, store)]
     if MARGIN_SAMPLING in config.baselines.names:
         # The other baselines are trained, and Table 2 trains nothing again.
         alone = {"baselines": config.baselines.model_copy(update={"names": [MARGIN_SAMPLING]})}

@@ -2,7 +2,8 @@
 
 Rows in: `prompt`, `test` and `entry_point`, from the `datasets` library or a local folder. Rows out: `Query`, all of the test
 split (the paper evaluates on it out of domain), whose question is the header with its docstring and whose reference is
-``{"prompt", "test", "entry_point"}``. Models and routers never read the tests: a query's prompt holds its question alone.
+``{"prompt", "test", "entry_point"}``, and ``canonical_solution`` where the data set has it: the text that BARTScore compares an
+answer with. Models and routers never read the tests: a query's prompt holds its question alone.
 
 From an answer to a program, in this order:
 
@@ -139,4 +140,7 @@ class HumanEval(Task):
             raise TaskError(
                 f"{record.where}: `entry_point` must be the name of a function, there is {reference['entry_point']!r:.60}."
             )
+        # No verdict needs it, so a file without it, such as a user's own problems, is as good.
+        if isinstance(solution := record.value("canonical_solution"), str):
+            reference["canonical_solution"] = solution
         return make_query(self.name, "test", reference["prompt"], json.dumps(reference))

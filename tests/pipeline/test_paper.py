@@ -12,6 +12,7 @@ import yaml
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.paper.artifact import run_paper
 from firewall_ray.paper.stages import steps
+from firewall_ray.schemas import QUALITIES
 from firewall_ray.store.layout import ArtifactStore
 
 pytestmark = pytest.mark.slow
@@ -30,7 +31,9 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["queries"]["tasks"]["tiny_letters"]["num_test"] = 20
     config["sampling"]["num_samples"] = 4
     config["router"] |= {"designs": ["soft_block", "hard_block", "weak_pass_rate"], "epochs": 1}
-    config["baselines"]["names"] = ["margin_sampling", "knn"]
+    config["baselines"]["names"] = ["margin_sampling", "knn", "hybrid_llm_trans"]
+    config["baselines"]["bart_score"] |= {"epochs": 1, "hidden_size": 16}
+    config["paper"]["bart_score_queries"] = 15
     config["evaluation"] = {"num_bootstrap": 50}
     config["paper"]["pairs"] = [{"weak": "middle", "strong": "strong"}]
     config["paper"]["backbones"].pop("llama-scratch")
@@ -59,7 +62,21 @@ def test_every_stage_leaves_what_the_tables_need(finished: RunConfig) -> None:
         rows = list(csv.DictReader(file))
     assert {row["task"] for row in rows} == {"tiny_facts", "tiny_sums", "tiny_letters", "all"}
     assert "Margin Sampling" in {row["router"] for row in rows}
-    assert len(list((Path(finished.root) / "paper").glob("figure_*.png"))) == 3 * 3 + 3  # tasks, label designs
+    names = sorted(path.name for path in (Path(finished.root) / "paper").glob("figure_*.png"))
+    # BARTScore on both splits, Hybrid LLM, Margin Sampling, hard and soft blocking on both pairs, the weak pass rate.
+    assert [int(name.split("_")[1]) for name in names] == [3, 4, 5, 6, 9, 10, 11, 12, 13, 14, 15]
+    assert len(list((Path(finished.root) / "paper").glob("curves_*.png"))) == 3 * 3  # kinds, tasks
+
+
+def test_figure_3_has_a_drawn_part_of_every_tasks_test_queries_and_figure_4_what_was_trained_on(finished: RunConfig) -> None:
+    root = Path(finished.root)
+    figures = json.loads((root / "paper/paper.json").read_text())["figures"]
+    assert ArtifactStore(finished.root).baseline("qualities_test/weak", QUALITIES).require().num_rows() == 3 * 15
+    for number, tasks in (("3", {"tiny_facts", "tiny_sums", "tiny_letters"}), ("4", {"tiny_facts", "tiny_sums"})):
+        assert figures[number].keys() == {"weak", "strong"}
+        for of_model in figures[number].values():
+            assert of_model.keys() == tasks
+            assert {sum(row["num_responses"] for row in rows) for rows in of_model.values()} == {15 * 4}
 
 
 def test_another_weak_model_has_its_own_margins_and_the_same_strong_samples(finished: RunConfig) -> None:

@@ -38,10 +38,13 @@ def test_all_tables_and_figures_are_written(finished: RunConfig) -> None:
     } <= names
     assert {"tables.md", "paper.html", "paper.json", "_MANIFEST.json"} <= names
     figures = sorted(name for name in names if name.startswith("figure_"))
-    # Two tasks: 2 of baselines, 2 of label designs, 2 of the other pair, and one for each of the 3 designs that have scores.
-    assert [int(name.split("_")[1]) for name in figures] == list(range(3, 12))
-    assert figures[0] == "figure_03_baselines_facts.png"
-    assert figures[-1] == "figure_11_bins_weak_pass_rate.png"
+    # Hard and soft blocking on both pairs, and the weak pass rate on the first; the other routers have no scores.
+    assert [int(name.split("_")[1]) for name in figures] == [11, 12, 13, 14, 15]
+    assert figures[0] == "figure_11_hard_block_first.png"
+    kinds = ("baselines", "labels", "pairs")
+    assert {name for name in names if name.startswith("curves_")} == {
+        f"curves_{k}_{t}.png" for k in kinds for t in ("facts", "sums")
+    }
 
 
 def test_a_cell_is_the_metric_of_the_routers_scores(finished: RunConfig) -> None:
@@ -230,7 +233,10 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(finished: RunConfig
     reader.found = []
     reader.feed(page)
     tags = [tag for tag, _ in reader.found]
-    assert tags.count("svg") == 9
+    assert tags.count("svg") == 5 + 6  # the paper's figures that there are, and our curves
+    assert tags.count("figcaption") == 5 + 6
+    for number in range(3, 19):  # those that are left out as well
+        assert f">Figure {number}. " in page
     assert tags.count("table") == 1 + 3 * len(published().rows)  # claims; and ours, the paper's, the extended
     assert not [attrs for _, attrs in reader.found if (attrs.get("src") or attrs.get("href") or "#")[0] not in "#"]
 

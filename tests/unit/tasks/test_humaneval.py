@@ -86,7 +86,8 @@ def test_the_real_data_set_is_a_test_split_whose_prompts_hold_no_tests(shared_da
     for query, row in zip(queries, problems.values(), strict=True):
         assert query.question == row["prompt"]
         assert query.prompt == f"Question: {row['prompt']}\nAnswer: "
-        assert json.loads(query.reference) == {name: row[name] for name in ("prompt", "test", "entry_point")}
+        assert json.loads(query.reference) == {name: row[name] for name in ("prompt", "test", "entry_point", "canonical_solution")}
+        assert row["canonical_solution"] not in query.prompt
         assert "check(candidate)" not in query.prompt
         assert row["test"].strip() not in query.prompt
 
