@@ -27,18 +27,22 @@ PLACE = pa.field("place", pa.int64(), nullable=False)
 RESPONSES = pa.schema([*(SAMPLES.field(name) for name in SAMPLE_COLUMNS), pa.field("references", pa.list_(pa.string()))])
 PAIRS = pa.schema([pa.field("response", pa.string()), pa.field("reference", pa.string())])
 
+# A GSM8K solution with its reasoning, TriviaQA's names with their capitals; else what the grader compares with. A BART scores the
+# likelihood of a whole text: of a bare number, or of lower case, it would say little about a response that reasons.
+REFERENCE_FIELDS = ("solution", "names", "aliases", "answer")
+
 BLOCK_TEXTS = 262_144  # in memory at once, some 80 MB of 300 characters each; above 67 million, in MAX_BUCKETS blocks, more
 BATCH_ROWS = 512  # rows of samples in a batch; with 32 long texts a row is some 30 kB
 BATCH_PAIRS = 4_096
 
 
 def reference_texts(task: str, reference: Mapping[str, Any]) -> list[str]:
-    """The texts that a right response may read like: a query's aliases, or its answer. Raises ConfigError where there are none.
+    """The texts that a right response may read like, by the first of REFERENCE_FIELDS. Raises ConfigError where there are none.
 
-    >>> reference_texts("gsm8k", {"answer": "18"}), reference_texts("triviaqa", {"aliases": ["Nile", "River Nile"]})
-    (['18'], ['Nile', 'River Nile'])
+    >>> reference_texts("gsm8k", {"answer": "18", "solution": "9 * 2\\n#### 18"}), reference_texts("triviaqa", {"aliases": ["Nile"]})
+    (['9 * 2\\n#### 18'], ['Nile'])
     """
-    found = reference.get("aliases", reference.get("answer"))
+    found = next((reference[field] for field in REFERENCE_FIELDS if field in reference), None)
     texts = found if isinstance(found, list) else [found]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
