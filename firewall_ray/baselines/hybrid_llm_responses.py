@@ -52,8 +52,11 @@ def reference_texts(task: str, reference: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def read_responses(store: ArtifactStore, key: str, rows: pa.Table, max_references: int) -> LocalRows:
-    """The model's samples of these queries, with the texts that they are compared with: RESPONSES, in the order of `rows`."""
+def read_responses(store: ArtifactStore, key: str, rows: pa.Table, max_references: int, num_responses: int) -> LocalRows:
+    """The model's samples of these queries, with the texts that they are compared with: RESPONSES, in the order of `rows`.
+
+    Of each query the first `num_responses` samples.
+    """
     samples = store.samples(key).require(SAMPLE_COLUMNS)
     queries = store.queries().require(["query_id", "reference"])
     leave_out = "or leave it out of baselines.names."
@@ -66,13 +69,15 @@ def read_responses(store: ArtifactStore, key: str, rows: pa.Table, max_reference
         of_samples = in_places(samples, SAMPLE_COLUMNS, places, len(rows), count, folder / "samples")
         of_queries = in_places(queries, ["query_id", "reference"], places_of_queries, len(rows), count, folder / "queries")
         first = 0
-        for batch, references in zip(of_samples, of_queries, strict=True):
+        for batch, with_reference in zip(of_samples, of_queries, strict=True):
             tasks = rows["task"][first : first + batch.num_rows].to_pylist()
             texts = [
                 reference_texts(task, json.loads(reference))[:max_references]
-                for task, reference in zip(tasks, references["reference"].to_pylist(), strict=True)
+                for task, reference in zip(tasks, with_reference["reference"].to_pylist(), strict=True)
             ]
-            yield pa.record_batch([*batch.columns, pa.array(texts, RESPONSES.field("references").type)], RESPONSES)
+            first_ones = pc.list_slice(batch["texts"], 0, num_responses)
+            references = pa.array(texts, RESPONSES.field("references").type)
+            yield pa.record_batch([batch["query_id"], first_ones, batch["greedy_text"], references], RESPONSES)
             first += batch.num_rows
 
     with spill_folder() as folder:

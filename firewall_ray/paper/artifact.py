@@ -23,6 +23,7 @@ from firewall_ray.paper.claims import Claim, check_claims
 from firewall_ray.paper.figures import draw_figures
 from firewall_ray.paper.published import same_setting
 from firewall_ray.paper.table import Table, comma_separated, latex, markdown
+from firewall_ray.paper.targets import Compared, check_targets, targets_of
 from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, pair_name
 from firewall_ray.schemas import LABEL_DESIGNS
 from firewall_ray.stages.report import BASELINES, build_report, without_nan
@@ -44,6 +45,7 @@ class Results:
     backbones: dict[str, Report]
     bins: dict[str, dict[str, list[dict[str, Any]]]]
     claims: list[Claim]
+    targets: list[Compared]
 
 
 def run_paper(config: RunConfig, store: ArtifactStore, *, force: bool = False) -> StageResult:
@@ -102,6 +104,7 @@ def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Result
         backbones=_backbones(config, store, queries, validation_ids) if config.paper.backbones else {},
         bins=_bins(queries, by_name, config.evaluation.num_bins),
         claims=check_claims(queries, complete, by_name.get(RIVAL), config.evaluation),
+        targets=check_targets(config, store),
     )
 
 
@@ -143,7 +146,8 @@ def _settings(config: RunConfig, store: ArtifactStore, names: list[str]) -> dict
         "backbones": {
             name: [place.scores(design).require().identity() for design in paper.backbone_designs] for name, place in stores.items()
         },
-        "paper": paper.model_dump(mode="json", exclude={"plan"}),
+        "paper": paper.model_dump(mode="json", exclude={"plan", "calibration"}),
+        "targets": targets_of(config),
         "evaluation": config.evaluation.model_dump(mode="json"),
         "pair": config.pair.model_dump(),
         # Whether the paper's own rows are shown hangs on models and router settings, which are not among the above.
@@ -176,9 +180,10 @@ def _write(dataset: Dataset, results: Results, made: list[Table], config: RunCon
     for figure in drawn:
         dataset.write_bytes(f"{figure.stem}.png", plots.png(figure.figure))
         vectors[figure.number] = plots.svg(figure.figure)
-    dataset.write_bytes("paper.html", page.render(made, drawn, vectors, results.claims, config).encode())
+    dataset.write_bytes("paper.html", page.render(made, drawn, vectors, results.claims, results.targets, config).encode())
     numbers = {
         "claims": [asdict(claim) for claim in results.claims],
+        "targets": [asdict(row) for row in results.targets],
         "report": results.report,
         "pairs": results.pairs,
         "backbones": results.backbones,

@@ -4,16 +4,24 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from firewall_ray.baselines.differences import differences
+from firewall_ray.baselines.run import describe
 from firewall_ray.config.run import RunConfig
 from firewall_ray.evaluation.html import templates
 from firewall_ray.paper.claims import Claim
 from firewall_ray.paper.figures import PaperFigure
 from firewall_ray.paper.table import Cell, Table
+from firewall_ray.paper.targets import Compared
 from firewall_ray.paper.variants import pair_name
 
 
 def render(
-    tables: Sequence[Table], figures: Sequence[PaperFigure], vectors: Mapping[int, str], claims: Sequence[Claim], config: RunConfig
+    tables: Sequence[Table],
+    figures: Sequence[PaperFigure],
+    vectors: Mapping[int, str],
+    claims: Sequence[Claim],
+    targets: Sequence[Compared],
+    config: RunConfig,
 ) -> str:
     """The page. vectors: SVG elements by figure number. Names are escaped."""
     return (
@@ -25,6 +33,8 @@ def render(
             # Markup: not escaped again. Names in the drawing were, by matplotlib's SVG writer.
             vectors={number: Markup(svg) for number, svg in vectors.items()},
             claims=[(claim, claim_cell(claim)) for claim in claims],
+            targets=targets,
+            differences={describe(name, config): differences(name, config) for name in config.baselines.names},
             pair=pair_name(config.pair),
             num_samples=config.sampling.num_samples,
             confidence=f"{config.evaluation.confidence:.0%}",
