@@ -39,8 +39,7 @@ def differences(name: str, config: RunConfig) -> list[str]:
 
 _HYBRID = (
     "Trained on this run's queries and not on MixInstruct.",
-    "BARTScore is the likelihood of the reference given the response; of several references the nearest counts. Their paper says "
-    "neither.",
+    "BARTScore is the likelihood of the reference given the response; of several references the nearest counts.",
     "Learning rate, batch size and length are those of our own routers, so that the label alone differs.",
 )
 ALWAYS: dict[str, tuple[str, ...]] = {
@@ -61,5 +60,5 @@ ALWAYS: dict[str, tuple[str, ...]] = {
     ),
     "hybrid_llm_det": _HYBRID,
     "hybrid_llm_prob": _HYBRID,
-    "hybrid_llm_trans": (*_HYBRID, "t is searched among quantiles of the shortfalls that occur; their paper says only: a grid."),
+    "hybrid_llm_trans": (*_HYBRID, "t is searched among 200 quantiles of the shortfalls that occur, for their grid."),
 }

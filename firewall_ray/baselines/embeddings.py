@@ -68,7 +68,7 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
         _check_loads(source, embedding)
         rows = prompts.select(["query_id", "prompt"])
         if embedding.column == "question":
-            rows = pa.table({"query_id": rows["query_id"], "prompt": _questions(store, rows["query_id"])})
+            rows = pa.table({"query_id": rows["query_id"], "prompt": questions_of(store, rows["query_id"])})
         output.begin()
         embed = ActorMap(
             key="embed",
@@ -146,7 +146,7 @@ class EmbeddingActor:
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
-def _questions(store: ArtifactStore, query_ids: pa.ChunkedArray) -> pa.ChunkedArray:
+def questions_of(store: ArtifactStore, query_ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """Of queries/, in the order of `query_ids`. Raises ArtifactError naming the first that has none."""
     queries = store.queries().require(["query_id", "question"])
     table = queries.read(["query_id", "question"])

@@ -7,7 +7,6 @@ from pydantic import Field
 from firewall_ray.config.base import Positive, Strict
 from firewall_ray.config.queries import SandboxConfig
 
-
 Gsm8kRule = Literal["official", "strict", "flexible", "final"]
 
 

@@ -1,7 +1,7 @@
 """ROOT/calibration/: which of the settings that the paper leaves open bring a model's pass rates closest to the paper's.
 
-queries/ -> calibration/queries/ (few of each task's test split) -> samples and grades under calibration/<setting>/, by the pipeline's
-own stages -> calibration.csv and calibration.json, the nearest setting first. Runs in the driver. What is finished is skipped.
+queries/ -> calibration/queries/ (few of each task's test split) -> samples and grades under calibration/<setting>/, by the
+pipeline's own stages -> calibration.csv and calibration.json, the nearest setting first. Runs in the driver. What is finished is skipped.
 """
 
 import csv
@@ -102,8 +102,8 @@ def run_calibration(
     targets = targets_of(config).get(key)
     if targets is None:
         raise ConfigError(
-            f"--calibrate: there are no pass rates to aim at for the model {key!r}: it is none of the paper's. Give them in percent "
-            f"as paper.targets.{key}, such as {{triviaqa: 9.94}}, or name another model in paper.calibration.model."
+            f"--calibrate: there are no pass rates to aim at for the model {key!r}: it is none of the paper's. Give them in "
+            f"percent as paper.targets.{key}, such as {{triviaqa: 9.94}}, or name another model in paper.calibration.model."
         )
     # Whatever lies in queries/ stays: a run with --limit has fewer, and they do here.
     results = load_stage("prepare_queries").results(config, store) if store.queries().state() != "finished" else []
