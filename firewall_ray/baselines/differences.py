@@ -52,10 +52,10 @@ ALWAYS: dict[str, tuple[str, ...]] = {
         "Their models gpt-4-1106-preview and mixtral-8x7b-instruct-v0.1, RouteLLM's own pair, stand for strong and weak.",
     ),
     "routellm_mf": (
-        "Trained on this run's outcomes: a battle is a pair of samples of which one is right, weighed by how often it comes. "
-        "RouteLLM's are votes of people and of GPT-4 over many models.",
-        "Embeddings lose the training queries' mean and are scaled to length 1; the projection has a bias, as in RouteLLM's paper "
-        "and not in its code.",
+        "Trained on this run's outcomes: a battle is a pair of samples of which one is right, weighed by how often it comes.",
+        "RouteLLM's battles are votes of people and of GPT-4 over many models.",
+        "Embeddings lose the training queries' mean and are scaled to length 1.",
+        "The projection has a bias, as in RouteLLM's paper and not in its code.",
         "The epoch with the lowest validation loss is kept; their script keeps the last, and adds noise when it validates too.",
     ),
     "hybrid_llm_det": _HYBRID,

@@ -1,8 +1,8 @@
 """labels/ -> embeddings/<name>/: a vector for every labelled query, which knn and both of RouteLLM's share.
 
-It is made of the prompt, or of the bare question of queries/ (`baselines.embedding.text`). The vector comes from a sentence-transformers model, from an embeddings API or, where neither is to be had, from the pair's weak
-model: the hidden states of its last layer, averaged over the prompt's tokens; see embedders.py. Runs in the driver;
-`EmbeddingActor` runs on a Ray Data actor pool.
+It is made of the prompt, or of the bare question of queries/ (`baselines.embedding.text`). It comes from a sentence-transformers
+model, from an embeddings API or, where neither is to be had, from the pair's weak model: the hidden states of its last layer,
+averaged over the prompt's tokens; see embedders.py. Runs in the driver; `EmbeddingActor` runs on a Ray Data actor pool.
 """
 
 import re

@@ -39,8 +39,8 @@ BATCH_PAIRS = 4_096
 def reference_texts(task: str, reference: Mapping[str, Any]) -> list[str]:
     """The texts that a right response may read like, by the first of REFERENCE_FIELDS. Raises ConfigError where there are none.
 
-    >>> reference_texts("gsm8k", {"answer": "18", "solution": "9 * 2\\n#### 18"}), reference_texts("triviaqa", {"aliases": ["Nile"]})
-    (['9 * 2\\n#### 18'], ['Nile'])
+    >>> reference_texts("gsm8k", {"answer": "18", "solution": "9 * 2"}), reference_texts("triviaqa", {"aliases": ["nile"]})
+    (['9 * 2'], ['nile'])
     """
     found = next((reference[field] for field in REFERENCE_FIELDS if field in reference), None)
     texts = found if isinstance(found, list) else [found]

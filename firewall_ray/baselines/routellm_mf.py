@@ -101,8 +101,8 @@ def published_scores(embeddings: Floats, settings: RoutellmPublishedConfig) -> F
     text_dim = weights["text_proj.0.weight"].shape[1]
     if text_dim != embeddings.shape[1] or max(settings.weak, settings.strong) >= num_models:
         raise ModelError(
-            f"baselines.routellm_mf_published.weights: {path!r} has {num_models} models and embeddings of {text_dim} numbers; the config "
-            f"asks for models {settings.weak} and {settings.strong}, embeddings/ has {embeddings.shape[1]}."
+            f"baselines.routellm_mf_published.weights: {path!r} has {num_models} models and embeddings of {text_dim} numbers; "
+            f"the config asks for models {settings.weak} and {settings.strong}, embeddings/ has {embeddings.shape[1]}."
         )
     model = MatrixFactorization(num_models, text_dim, dim)
     model.load_state_dict(

@@ -102,8 +102,8 @@ class PaperConfig(Strict):
     )
     targets: dict[Name, Annotated[dict[Name, Percent], Field(min_length=1)]] = Field(
         {},
-        description="Pass rates in percent that a run should come near, by key in `models` and task. Of the paper's models, base or "
-        "Instruct, its own are known.",
+        description="Pass rates in percent that a run should come near, by key in `models` and task. Of the paper's models, base "
+        "or Instruct, its own are known.",
     )
     calibration: CalibrationConfig = CalibrationConfig()
     plan: PlanConfig = PlanConfig()

@@ -1,7 +1,8 @@
 """ROOT/calibration/: which of the settings that the paper leaves open bring a model's pass rates closest to the paper's.
 
 queries/ -> calibration/queries/ (few of each task's test split) -> samples and grades under calibration/<setting>/, by the
-pipeline's own stages -> calibration.csv and calibration.json, the nearest setting first. Runs in the driver. What is finished is skipped.
+pipeline's own stages -> calibration.csv and calibration.json, the nearest setting first. Runs in the driver; what is finished is
+skipped.
 """
 
 import csv
