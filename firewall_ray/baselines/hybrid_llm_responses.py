@@ -43,7 +43,7 @@ def reference_texts(task: str, reference: Mapping[str, Any]) -> list[str]:
     (['9 * 2'], ['nile'])
     """
     found = next((reference[field] for field in REFERENCE_FIELDS if field in reference), None)
-    texts = found if isinstance(found, list) else [found]
+    texts: list[Any] = found if isinstance(found, list) else [found]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
             f"baselines.names: Hybrid LLM compares responses with reference texts, and task {task!r} has none (its references hold "

@@ -106,8 +106,9 @@ def run_calibration(
             f"--calibrate: there are no pass rates to aim at for the model {key!r}: it is none of the paper's. Give them in "
             f"percent as paper.targets.{key}, such as {{triviaqa: 9.94}}, or name another model in paper.calibration.model."
         )
-    # Whatever lies in queries/ stays: a run with --limit has fewer, and they do here.
-    results = load_stage("prepare_queries").results(config, store) if store.queries().state() != "finished" else []
+    # Whatever lies in queries/ stays: a run with --limit has fewer, another program's may be others, and they do here.
+    is_whole = store.queries().state() not in ("missing", "unfinished")
+    results = [] if is_whole else load_stage("prepare_queries").results(config, store)
     results.append(_draw_queries(config, store, set(targets), num_queries or config.paper.calibration.num_queries))
     drawn = drawn_queries(store).read(["task"])
     calibrated = []

@@ -63,7 +63,8 @@ def check_targets(config: RunConfig, store: ArtifactStore) -> list[Compared]:
     """Of every model that the tables need, has a target and is graded; in the order of the pair, then Table 2's others."""
     targets = targets_of(config)
     keys = [key for key in (config.pair.weak, config.pair.strong, *other_models(config)) if key in targets]
-    graded = [key for key in keys if store.grades(key).state() == "finished"]
+    # Also grades that another program wrote.
+    graded = [key for key in keys if store.grades(key).state() not in ("missing", "unfinished")]
     # Outcomes that were imported have their queries too; without any there is nothing to compare.
     if not graded or store.queries().state() == "missing":
         return []
