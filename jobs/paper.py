@@ -1,4 +1,7 @@
-"""The paper's tables 1 to 4 and figures 3 to 18, in one command; --plan says first what they will cost."""
+"""The paper's tables 1 to 4 and figures 3 to 18, in one command; --plan says first what they will cost.
+
+--calibrate says which settings bring the weak model's pass rates near the paper's.
+"""
 
 from typing import Annotated
 
@@ -12,6 +15,13 @@ PlanOption = Annotated[
     bool, typer.Option("--plan", help="Only print queries, generations, tokens and GPU-hours of every stage. Runs nothing.")
 ]
 TablesOption = Annotated[bool, typer.Option("--tables-only", help="Only tables and figures, from what is there. Needs no Ray.")]
+CalibrateOption = Annotated[
+    bool,
+    typer.Option("--calibrate", help="Only try a small grid of settings on the weak model, and rank them by its pass rates."),
+]
+CalibrateQueriesOption = Annotated[
+    int | None, typer.Option("--calibrate-queries", min=1, help="Of each task; above paper.calibration.num_queries.")
+]
 ForceOption = Annotated[
     bool,
     typer.Option("--force", help="Make tables and figures again although they are there. Other stages: their own jobs."),
@@ -25,6 +35,8 @@ def main(
     limit: LimitOption = None,
     plan: PlanOption = False,
     tables_only: TablesOption = False,
+    calibrate: CalibrateOption = False,
+    calibrate_queries: CalibrateQueriesOption = None,
     force: ForceOption = False,
 ) -> None:
     """Run what the tables need (sampling to scoring, other pairs, baselines, other backbones), then write ROOT/paper.
@@ -37,9 +49,12 @@ def main(
     with job("paper", config, root, set_, needs_ray=not (plan or tables_only), writes=writes) as context:
         # Seconds to import, which --help need not wait for.
         from firewall_ray.paper.artifact import load_claims, run_paper
+        from firewall_ray.paper.calibration import run_calibration
         from firewall_ray.paper.plan import make_plan
         from firewall_ray.paper.show import print_claims, print_plan
+        from firewall_ray.paper.show_targets import print_calibration, print_targets
         from firewall_ray.paper.stages import steps
+        from firewall_ray.paper.targets import check_targets, warn_of_distance
         from firewall_ray.paper.variants import other_models
         from firewall_ray.stages.needs import check_cluster
 
@@ -47,6 +62,12 @@ def main(
             made = make_plan(context.config, context.store)
             print_plan(made, console)
             context.results.append(made.summary())
+            return
+        if calibrate:
+            calibrated, results = run_calibration(context.config, context.store, num_queries=calibrate_queries)
+            for result in results:
+                context.report(result)
+            print_calibration(calibrated, console)
             return
         if not tables_only:
             check_cluster(context.config, context.store, others=other_models(context.config))
@@ -57,6 +78,10 @@ def main(
             options = {"limit": limit} if name == "prepare_queries" else {}
             for result in step(context.config, context.store, **options):
                 context.report(result)
+            if name == "grade":
+                compared = check_targets(context.config, context.store)
+                print_targets(compared, console)
+                warn_of_distance(compared)
         context.report(run_paper(context.config, context.store, force=force))
         print_claims(load_claims(context.store.paper()), console)
         console.print(f"\nTables and figures: {context.store.paper().path}/paper.html", soft_wrap=True, highlight=False)

@@ -1,7 +1,8 @@
 """The real pair's tables from its kept grades, without sampling: make real-report.
 
 The folder beside this file holds which questions were asked and what became of the answers; the questions themselves come from
-their data sets, found by their ids, which are hashes of their texts. Then labels, routers, scores and report are made as by the pipeline.
+their data sets, found by their ids, which are hashes of their texts. Then labels, routers, scores and report are made as by the
+pipeline.
 """
 
 from collections import Counter

@@ -1,8 +1,8 @@
-"""labels/ -> embeddings/<name>/: a vector for every labelled prompt, which knn and routellm_mf share.
+"""labels/ -> embeddings/<name>/: a vector for every labelled query, which knn and both of RouteLLM's share.
 
-The vector comes from a sentence-transformers model, from an embeddings API or, where neither is to be had, from the pair's weak
-model: the hidden states of its last layer, averaged over the prompt's tokens; see embedders.py. Runs in the driver;
-`EmbeddingActor` runs on a Ray Data actor pool.
+It is made of the prompt, or of the bare question of queries/ (`baselines.embedding.text`). It comes from a sentence-transformers
+model, from an embeddings API or, where neither is to be had, from the pair's weak model: the hidden states of its last layer,
+averaged over the prompt's tokens; see embedders.py. Runs in the driver; `EmbeddingActor` runs on a Ray Data actor pool.
 """
 
 import re
@@ -57,6 +57,8 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
         "labels": store.labels().identity(),
         # With `labels` it names the rows: a limit takes the first of each split, so equal counts are equal rows.
         "num_prompts": len(prompts),
+        # Only where it is not the prompt, so that vectors of before there was a choice stay.
+        **({"text": "question"} if embedding.column == "question" else {}),
     }
     output = Output.plan("embed", dataset, settings, force=force, resumes=True)
 
@@ -64,8 +66,10 @@ def run_embedding(config: RunConfig, store: ArtifactStore, prompts: pa.Table, *,
         # Read here: an actor's node may lack the variable. Never one of the settings, which the manifest shows.
         secret = api_key(embedding.openai) if embedding.openai else None
         _check_loads(source, embedding)
-        output.begin()
         rows = prompts.select(["query_id", "prompt"])
+        if embedding.column == "question":
+            rows = pa.table({"query_id": rows["query_id"], "prompt": questions_of(store, rows["query_id"])})
+        output.begin()
         embed = ActorMap(
             key="embed",
             output=dataset,
@@ -140,6 +144,20 @@ class EmbeddingActor:
 
 
 # Checks --------------------------------------------------------------------------------------------------------------
+
+
+def questions_of(store: ArtifactStore, query_ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Of queries/, in the order of `query_ids`. Raises ArtifactError naming the first that has none."""
+    queries = store.queries().require(["query_id", "question"])
+    table = queries.read(["query_id", "question"])
+    rows = pc.index_in(query_ids, value_set=table["query_id"].combine_chunks())
+    if rows.null_count:
+        missing = query_ids[pc.index(rows.is_null(), True).as_py()]
+        raise ArtifactError(
+            f"embeddings: {queries.path} lacks query {missing.as_py()!r}, which has a label. Run: {queries.made_by} --config FILE "
+            "--force; or set baselines.embedding.text to prompt."
+        )
+    return table["question"].take(rows)
 
 
 def _source(config: RunConfig) -> Checkpoint:

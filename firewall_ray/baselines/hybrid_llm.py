@@ -3,8 +3,8 @@
 H(x) = q(S(x)) - q(L(x)): the quality of a response of the small (here: weak) model less that of one of the large (strong) model.
 Three labels, each for a router trained by binary cross-entropy, as ours are:
 
-- deterministic, Sec. 3.1: 1 if H >= 0, of one response each; here the greedy ones.
-- probabilistic, Sec. 3.2: Pr[H >= 0] over the sampled responses, every pair of them.
+- deterministic, Sec. 3.1: 1 if H >= 0, of one sampled response each.
+- probabilistic, Sec. 3.2: Pr[H >= 0] over ten sampled responses of each, every pair of them.
 - transformed, Sec. 3.3: Pr[H >= -t], with the t that spreads the labels furthest (Eq. 3). A weak model that is hardly ever as
   good leaves the probabilistic label near 0 everywhere, which teaches a router little.
 
@@ -24,13 +24,16 @@ Qualities = NDArray[np.float32]
 NUM_THRESHOLDS = 200  # values of t that are tried: a grid, as in the paper, through the quantiles of the shortfalls
 
 
-def deterministic_label(greedy_weak: Qualities, greedy_strong: Qualities) -> NDArray[np.float32]:
-    """1 if q(S(x)) >= q(L(x)), else 0 (Sec. 3.1). Qualities of one response each, (num_queries,).
+def deterministic_label(weak: Sequence[Qualities], strong: Sequence[Qualities]) -> NDArray[np.float32]:
+    """1 if q(S(x)) >= q(L(x)), else 0 (Sec. 3.1), of the first response of each: float32, (num_queries,).
 
-    >>> deterministic_label(np.float32([-1, -2, -3]), np.float32([-1, -1, -4]))
-    array([1., 0., 1.], dtype=float32)
+    weak, strong: as for `quality_gaps`.
+
+    >>> deterministic_label([np.float32([-1, -9]), np.float32([-2, 0])], [np.float32([-1, 0]), np.float32([-1, -9])])
+    array([1., 0.], dtype=float32)
     """
-    return (greedy_weak >= greedy_strong).astype(np.float32)
+    pairs = zip(weak, strong, strict=True)
+    return np.array([of_weak[0] >= of_strong[0] for of_weak, of_strong in pairs], dtype=np.float32)
 
 
 def quality_gaps(weak: Sequence[Qualities], strong: Sequence[Qualities]) -> list[Qualities]:

@@ -27,21 +27,23 @@ PLACE = pa.field("place", pa.int64(), nullable=False)
 RESPONSES = pa.schema([*(SAMPLES.field(name) for name in SAMPLE_COLUMNS), pa.field("references", pa.list_(pa.string()))])
 PAIRS = pa.schema([pa.field("response", pa.string()), pa.field("reference", pa.string())])
 
+# A solution with its reasoning, of GSM8K and HumanEval; TriviaQA's names with their capitals; else what the grader compares with. A
+# BART scores the likelihood of a whole text: of a bare number, or of lower case, it would say little about a response that reasons.
+REFERENCE_FIELDS = ("solution", "canonical_solution", "names", "aliases", "answer")
+
 BLOCK_TEXTS = 262_144  # in memory at once, some 80 MB of 300 characters each; above 67 million, in MAX_BUCKETS blocks, more
 BATCH_ROWS = 512  # rows of samples in a batch; with 32 long texts a row is some 30 kB
 BATCH_PAIRS = 4_096
 
 
 def reference_texts(task: str, reference: Mapping[str, Any]) -> list[str]:
-    """The texts that a right response may read like: a query's aliases, its answer, or the solution of a programming problem.
+    """The texts that a right response may read like, by the first of REFERENCE_FIELDS. Raises ConfigError where there are none.
 
-    Raises ConfigError where there are none.
-
-    >>> reference_texts("gsm8k", {"answer": "18"}), reference_texts("triviaqa", {"aliases": ["Nile", "River Nile"]})
-    (['18'], ['Nile', 'River Nile'])
+    >>> reference_texts("gsm8k", {"answer": "18", "solution": "9 * 2"}), reference_texts("triviaqa", {"aliases": ["nile"]})
+    (['9 * 2'], ['nile'])
     """
-    found = reference.get("aliases", reference.get("answer", reference.get("canonical_solution")))
-    texts = found if isinstance(found, list) else [found]
+    found = next((reference[field] for field in REFERENCE_FIELDS if field in reference), None)
+    texts: list[Any] = found if isinstance(found, list) else [found]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
             f"baselines.names: Hybrid LLM compares responses with reference texts, and task {task!r} has none (its references hold "
@@ -50,8 +52,11 @@ def reference_texts(task: str, reference: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def read_responses(store: ArtifactStore, key: str, rows: pa.Table, max_references: int) -> LocalRows:
-    """The model's samples of these queries, with the texts that they are compared with: RESPONSES, in the order of `rows`."""
+def read_responses(store: ArtifactStore, key: str, rows: pa.Table, max_references: int, num_responses: int) -> LocalRows:
+    """The model's samples of these queries, with the texts that they are compared with: RESPONSES, in the order of `rows`.
+
+    Of each query the first `num_responses` samples.
+    """
     samples = store.samples(key).require(SAMPLE_COLUMNS)
     queries = store.queries().require(["query_id", "reference"])
     leave_out = "or leave it out of baselines.names."
@@ -64,13 +69,15 @@ def read_responses(store: ArtifactStore, key: str, rows: pa.Table, max_reference
         of_samples = in_places(samples, SAMPLE_COLUMNS, places, len(rows), count, folder / "samples")
         of_queries = in_places(queries, ["query_id", "reference"], places_of_queries, len(rows), count, folder / "queries")
         first = 0
-        for batch, references in zip(of_samples, of_queries, strict=True):
+        for batch, with_reference in zip(of_samples, of_queries, strict=True):
             tasks = rows["task"][first : first + batch.num_rows].to_pylist()
             texts = [
                 reference_texts(task, json.loads(reference))[:max_references]
-                for task, reference in zip(tasks, references["reference"].to_pylist(), strict=True)
+                for task, reference in zip(tasks, with_reference["reference"].to_pylist(), strict=True)
             ]
-            yield pa.record_batch([*batch.columns, pa.array(texts, RESPONSES.field("references").type)], RESPONSES)
+            first_ones = pc.list_slice(batch["texts"], 0, num_responses)
+            references = pa.array(texts, RESPONSES.field("references").type)
+            yield pa.record_batch([batch["query_id"], first_ones, batch["greedy_text"], references], RESPONSES)
             first += batch.num_rows
 
     with spill_folder() as folder:

@@ -47,7 +47,9 @@ def run_hybrid_labels(config: RunConfig, store: ArtifactStore, labelled: pa.Tabl
     @functools.cache
     def responses() -> dict[str, LocalRows]:
         """Of both models, before anything is made of either: what is missing shows now. Not made where all is finished."""
-        return {key: read_responses(store, key, rows, config.baselines.bart_score.max_references) for key in keys}
+        baselines = config.baselines
+        how_many = baselines.bart_score.max_references, baselines.hybrid_llm.num_responses
+        return {key: read_responses(store, key, rows, *how_many) for key in keys}
 
     results = []
     if config.baselines.bart_score.path is None:
@@ -65,7 +67,8 @@ def _run_small_bart(
 ) -> StageResult:
     """baselines/bart: a small BART trained on every distinct response of both models in the train split, in the driver."""
     settings, dataset = config.baselines.bart_score, _small_bart(store)
-    wanted = {"bart": _trained(settings), "inputs": _inputs(config, store), "num_queries": len(rows)}
+    num_responses = config.baselines.hybrid_llm.num_responses
+    wanted = {"bart": _trained(settings), "inputs": _inputs(config, store), "num_queries": len(rows), "responses": num_responses}
     output = Output.plan("bart_score", dataset, wanted, force=force)
 
     def write() -> dict[str, float]:
@@ -104,6 +107,7 @@ def run_qualities(
         "bart": source.identity() if isinstance(source, Dataset) else source,
         "max_length": settings.max_length,
         "max_references": settings.max_references,
+        "num_responses": config.baselines.hybrid_llm.num_responses,
         "inputs": [store.queries().identity(), store.samples(key).identity(), store.labels().identity()],
         "num_queries": num_queries,
     }
@@ -137,12 +141,13 @@ def _run_labels(config: RunConfig, store: ArtifactStore, rows: pa.Table, *, forc
     def write() -> dict[str, float]:
         weak, strong = (dataset.require().read() for dataset in qualities)
         weak, strong = (table.take(pc.index_in(rows["query_id"], table["query_id"].combine_chunks())) for table in (weak, strong))
-        gaps = quality_gaps(_arrays(weak["qualities"]), _arrays(strong["qualities"]))
+        of_weak, of_strong = (_arrays(table["qualities"]) for table in (weak, strong))
+        gaps = quality_gaps(of_weak, of_strong)
         is_train = pc.equal(rows["split"], "train").to_numpy()
         threshold = best_threshold([gaps[i] for i in np.flatnonzero(is_train)])
         probabilities = probability_within(gaps, [0, threshold]).astype(np.float32)
         columns = {
-            "hybrid_llm_det": deterministic_label(weak["greedy_quality"].to_numpy(), strong["greedy_quality"].to_numpy()),
+            "hybrid_llm_det": deterministic_label(of_weak, of_strong),
             "hybrid_llm_prob": probabilities[:, 0],
             "hybrid_llm_trans": probabilities[:, 1],
         }

@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import normalize, softplus
 
-from firewall_ray.config.baselines import RoutellmMfConfig
+from firewall_ray.config.baselines import RoutellmMfConfig, RoutellmPublishedConfig
 from firewall_ray.errors import LabelError, ModelError
 
 Floats = NDArray[np.float32]
-# Rows of the models' vectors when trained here; published weights have 64 models, see `RoutellmMfConfig.published_weak`.
+# Rows of the models' vectors when trained here; published weights have 64 models, see `RoutellmPublishedConfig`.
 WEAK, STRONG = 0, 1
 
 
@@ -79,13 +79,13 @@ def mf_scores(
     return win_probability(model, vectors, WEAK, STRONG)
 
 
-def published_scores(embeddings: Floats, settings: RoutellmMfConfig) -> Floats:
+def published_scores(embeddings: Floats, settings: RoutellmPublishedConfig) -> Floats:
     """p_weak of every query by RouteLLM's published weights (`settings.weights`), for their models in place of the run's pair.
 
     embeddings: those that the weights were trained on, as they are. Raises ModelError where the weights cannot be had, are not a
     matrix factorisation, or do not fit the embeddings.
     """
-    path = str(settings.weights)
+    path = settings.weights
     try:
         file = Path(path) / "model.safetensors"
         tensors = load_file(file if file.exists() else hf_hub_download(path, "model.safetensors"))
@@ -93,16 +93,16 @@ def published_scores(embeddings: Floats, settings: RoutellmMfConfig) -> Floats:
         weights = {name: tensors[name] for name in ("P.weight", "text_proj.0.weight", "classifier.0.weight")}
     except Exception as e:  # huggingface_hub and safetensors raise OSError, ValueError, KeyError and errors of their own
         raise ModelError(
-            f"baselines.routellm_mf.weights: {path!r} cannot be used: {type(e).__name__}: {e}. Give the folder or hub id of "
-            "RouteLLM's weights with its model.safetensors, or null, to train on this run's outcomes."
+            f"baselines.routellm_mf_published.weights: {path!r} cannot be used: {type(e).__name__}: {e}. Give the folder or hub id "
+            "of RouteLLM's weights with its model.safetensors; or leave routellm_mf_published out of baselines.names."
         ) from e
     num_models, dim = weights["P.weight"].shape
     # Checked here: torch would only say that two matrices cannot be multiplied, or that an index is out of range.
     text_dim = weights["text_proj.0.weight"].shape[1]
-    if text_dim != embeddings.shape[1] or max(settings.published_weak, settings.published_strong) >= num_models:
+    if text_dim != embeddings.shape[1] or max(settings.weak, settings.strong) >= num_models:
         raise ModelError(
-            f"baselines.routellm_mf.weights: {path!r} has {num_models} models and embeddings of {text_dim} numbers; the config "
-            f"asks for models {settings.published_weak} and {settings.published_strong}, embeddings/ has {embeddings.shape[1]}."
+            f"baselines.routellm_mf_published.weights: {path!r} has {num_models} models and embeddings of {text_dim} numbers; "
+            f"the config asks for models {settings.weak} and {settings.strong}, embeddings/ has {embeddings.shape[1]}."
         )
     model = MatrixFactorization(num_models, text_dim, dim)
     model.load_state_dict(
@@ -113,9 +113,7 @@ def published_scores(embeddings: Floats, settings: RoutellmMfConfig) -> Floats:
             "classifier.weight": weights["classifier.0.weight"],
         }
     )
-    return win_probability(
-        model, torch.from_numpy(np.ascontiguousarray(embeddings)), settings.published_weak, settings.published_strong
-    )
+    return win_probability(model, torch.from_numpy(np.ascontiguousarray(embeddings)), settings.weak, settings.strong)
 
 
 def outcome_battles(pass_rate_weak: Floats, pass_rate_strong: Floats, chosen: NDArray[np.bool_]) -> Battles:

@@ -28,6 +28,7 @@ from firewall_ray.store.query_ids import check_unique
 
 # Pass rates are what routellm_mf and Hybrid LLM's training read, soft_block what knn averages.
 LABEL_COLUMNS = ["query_id", "task", "split", "prompt", "pass_rate_weak", "pass_rate_strong", "soft_block"]
+ON_EMBEDDINGS = ("knn", "routellm_mf", "routellm_mf_published")
 
 logger = logging.getLogger("firewall_ray")
 
@@ -43,15 +44,15 @@ def run_baselines(config: RunConfig, store: ArtifactStore, *, limit: int | None 
     results = []
     if "margin_sampling" in names:
         results.append(_run_margin_sampling(config, store, labelled, force=force))
-    if {"knn", "routellm_mf"} & set(names):
+    if of_embeddings := [name for name in ON_EMBEDDINGS if name in names]:
         results.append(run_embedding(config, store, labelled, force=force))
-        results += [
-            _run_on_embeddings(config, store, name, labelled, force=force) for name in ("knn", "routellm_mf") if name in names
-        ]
+        results += [_run_on_embeddings(config, store, name, labelled, force=force) for name in of_embeddings]
     if designs := [name for name in HYBRID_DESIGNS if name in names]:
         results += run_hybrid_labels(config, store, labelled, force=force)
-        # Our own encoder on their labels: what then differs between these routers and ours is the label alone.
-        results.append(run_training(config, store, labels=hybrid_labels(store), designs=designs, limit=limit, force=force))
+        # Our own encoder on their labels, for as long as their paper trains: they have the same DeBERTa.
+        router = config.router.model_copy(update={"epochs": config.baselines.hybrid_llm.epochs})
+        trained = config.model_copy(update={"router": router})
+        results.append(run_training(trained, store, labels=hybrid_labels(store), designs=designs, limit=limit, force=force))
         results.append(run_scoring(config, store, designs=designs, force=force))
     return results
 
@@ -82,12 +83,12 @@ def describe(name: str, config: RunConfig) -> str:
     source = config.baselines.embedding
     embedding = source.openai.model if source.openai else source.sentence_transformer
     embedding = embedding or f"{config.pair.weak} model's mean hidden states"
-    trained = "its weights" if config.baselines.routellm_mf.weights else "trained here"
     bart = "" if config.baselines.bart_score.path else ", small BART from scratch"
     titles = {
         "margin_sampling": "Margin Sampling",
         "knn": f"kNN ({embedding})",
-        "routellm_mf": f"RouteLLM MF ({trained}; {embedding})",
+        "routellm_mf": f"RouteLLM MF (trained here; {embedding})",
+        "routellm_mf_published": f"RouteLLM MF (its weights; {embedding})",
         "hybrid_llm_det": f"Hybrid LLM (deterministic{bart})",
         "hybrid_llm_prob": f"Hybrid LLM (probabilistic{bart})",
         "hybrid_llm_trans": f"Hybrid LLM (transformed{bart})",
@@ -111,7 +112,7 @@ def _run_margin_sampling(config: RunConfig, store: ArtifactStore, labelled: pa.T
 
 
 def _run_on_embeddings(config: RunConfig, store: ArtifactStore, name: str, labelled: pa.Table, *, force: bool) -> StageResult:
-    """knn or routellm_mf."""
+    """One of ON_EMBEDDINGS."""
     embeddings = store.embeddings(embedding_name(config))
     section = getattr(config.baselines, name)
     settings = {
@@ -126,7 +127,7 @@ def _run_on_embeddings(config: RunConfig, store: ArtifactStore, name: str, label
         splits = _texts(labelled["split"])
         vectors = read_embeddings(embeddings, labelled["query_id"].to_pylist())  # (num_queries, dim)
         facts: dict[str, Any] = {}
-        if name == "routellm_mf" and section.weights is not None:
+        if name == "routellm_mf_published":
             # Not centred: their projection was trained on the API's vectors as they are.
             p_weak = published_scores(vectors, section)
         elif name == "knn":

@@ -8,7 +8,7 @@ from firewall_ray.config.base import ActorsConfig, Positive, Strict
 from firewall_ray.config.http import BaseUrl, KeyVariable
 
 HybridDesign = Literal["hybrid_llm_det", "hybrid_llm_prob", "hybrid_llm_trans"]
-BaselineName = Literal["margin_sampling", "knn", "routellm_mf", HybridDesign]
+BaselineName = Literal["margin_sampling", "knn", "routellm_mf", "routellm_mf_published", HybridDesign]
 
 
 class OpenAIEmbeddingConfig(Strict):
@@ -23,7 +23,7 @@ class OpenAIEmbeddingConfig(Strict):
 
 
 class EmbeddingConfig(ActorsConfig):
-    """What turns a prompt into a vector, for knn and routellm_mf."""
+    """What turns a query into a vector, for knn and both of RouteLLM's."""
 
     sentence_transformer: str | None = Field(
         None,
@@ -31,9 +31,19 @@ class EmbeddingConfig(ActorsConfig):
         "that package. None: the last hidden states of the pair's weak model, averaged over the prompt's tokens.",
     )
     openai: OpenAIEmbeddingConfig | None = Field(None, description="An embeddings API instead; RouteLLM's weights want one.")
+    text: Literal["question", "prompt"] | None = Field(
+        None,
+        description="What is embedded. None: the bare question for an embeddings API, as RouteLLM does; else the prompt, which is "
+        "what the weak model reads.",
+    )
     max_length: Positive = Field(
         512, description="Tokens of a prompt that hidden states are read of. The other sources have their own."
     )
+
+    @property
+    def column(self) -> str:
+        """Of queries/: `text`, with None decided."""
+        return self.text or ("prompt" if self.openai is None else "question")
 
     @model_validator(mode="after")
     def _one_source(self) -> "EmbeddingConfig":
@@ -48,25 +58,41 @@ class KnnConfig(Strict):
     )
 
 
-class RoutellmMfConfig(Strict):
-    """RouteLLM's own training settings, from its train_matrix_factorization.py; or its weights."""
+class RoutellmPublishedConfig(Strict):
+    """The baseline routellm_mf_published: RouteLLM's weights as they are."""
 
-    weights: str | None = Field(
-        None,
-        description="RouteLLM's published weights instead of training: the hub id routellm/mf_gpt4_augmented, or its folder. They "
-        "were trained on text-embedding-3-small, so baselines.embedding.openai must be set. None: trained on this run's outcomes.",
+    weights: str = Field(
+        "routellm/mf_gpt4_augmented",
+        description="Hub id or folder. They were trained on text-embedding-3-small, so baselines.embedding.openai must be set.",
     )
-    published_strong: int = Field(24, ge=0, description="With weights: which of their 64 models is strong. 24: gpt-4-1106-preview.")
-    published_weak: int = Field(36, ge=0, description="And which is weak. 36: mixtral-8x7b-instruct-v0.1, RouteLLM's own pair.")
+    strong: int = Field(24, ge=0, description="Which of their 64 models is strong. 24: gpt-4-1106-preview.")
+    weak: int = Field(36, ge=0, description="And which is weak. 36: mixtral-8x7b-instruct-v0.1, RouteLLM's own pair.")
+
+
+class RoutellmMfConfig(Strict):
+    """The baseline routellm_mf, trained on this run's outcomes with the settings of RouteLLM's train_matrix_factorization.py."""
+
     dim: Positive = Field(128, description="Of the models' vectors, and of the projected query.")
     epochs: Positive = Field(100, description="The epoch with the lowest validation loss is kept.")
     batch_size: Positive = 64
     learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
     noise: float = Field(
-        0.05, ge=0, description="Standard deviation of the noise on each number of a query's embedding while training."
+        # The script's `alpha`, which it hands over; 0.05 is only its function's default.
+        0.1,
+        ge=0,
+        description="Standard deviation of the noise on each number of a query's embedding while training.",
     )
     seed: int = 0
+
+
+class HybridLlmConfig(Strict):
+    """Hybrid LLM's own settings, from its Sec. 4.1; whatever else its routers need is as in the section `router`."""
+
+    epochs: Positive = Field(5, description="Of its routers; the one with the lowest validation loss is kept.")
+    num_responses: Positive = Field(
+        10, description="Samples of each model that are compared, the first ones; all where there are fewer. Costs as many passes."
+    )
 
 
 class BartScoreConfig(ActorsConfig):
@@ -103,20 +129,23 @@ class BaselinesConfig(Strict):
     names: list[BaselineName] = Field(
         ["margin_sampling", "knn", "routellm_mf", "hybrid_llm_det", "hybrid_llm_prob", "hybrid_llm_trans"],
         min_length=1,
-        description="Each writes scores/<name>/. Those of Hybrid LLM train a router each, with the settings in `router`.",
+        description="Each writes scores/<name>/. Those of Hybrid LLM train a router each, see `hybrid_llm`. routellm_mf_published "
+        "is not among the defaults, since it needs an embeddings API.",
     )
     embedding: EmbeddingConfig = EmbeddingConfig()
     knn: KnnConfig = KnnConfig()
     routellm_mf: RoutellmMfConfig = RoutellmMfConfig()
+    routellm_mf_published: RoutellmPublishedConfig = RoutellmPublishedConfig()
+    hybrid_llm: HybridLlmConfig = HybridLlmConfig()
     bart_score: BartScoreConfig = BartScoreConfig()
 
     @model_validator(mode="after")
     def _published_weights_have_their_embedding(self) -> "BaselinesConfig":
         # Another source's vectors mean nothing to these weights, even where they are as long.
-        if self.routellm_mf.weights is not None and self.embedding.openai is None:
+        if "routellm_mf_published" in self.names and self.embedding.openai is None:
             raise ValueError(
-                "routellm_mf.weights were trained on text-embedding-3-small; set embedding.openai to {} (with OPENAI_API_KEY), "
-                "or leave routellm_mf.weights out, and it is trained on this run's outcomes"
+                "the weights of routellm_mf_published were trained on text-embedding-3-small; set embedding.openai to {} (with "
+                "OPENAI_API_KEY), or take routellm_mf in its place, which is trained on this run's outcomes"
             )
         return self
 

@@ -7,9 +7,11 @@ from pydantic import Field
 from firewall_ray.config.base import Positive, Strict
 from firewall_ray.config.queries import SandboxConfig
 
+Gsm8kRule = Literal["official", "strict", "flexible", "final"]
+
 
 class Gsm8kGradingConfig(Strict):
-    rule: Literal["official", "strict", "flexible", "final"] = Field(
+    rule: Gsm8kRule = Field(
         "flexible",
         description="official: OpenAI's '#### n' and string equality; strict: lm-evaluation-harness' strict-match; flexible: its "
         "flexible-extract, the last number. Base models asked without examples do not write '####', so flexible is the default. "

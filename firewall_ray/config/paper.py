@@ -1,10 +1,11 @@
 """The config's section `paper`: what jobs/paper.py compares, and what its cost plan reckons with."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from firewall_ray.config.base import BackboneConfig, LabelDesign, Name, PairConfig, Positive, Strict
+from firewall_ray.config.grading import Gsm8kRule
 
 
 class BackboneVariant(Strict):
@@ -66,6 +67,25 @@ class PlanConfig(Strict):
     gpu_memory_gb: float = Field(80, gt=0, description="Of one GPU, in 10^9 bytes.")
 
 
+# Pass rates to aim at ------------------------------------------------------------------------------------------------
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class CalibrationConfig(Strict):
+    """The grid of `jobs/paper.py --calibrate`: every combination of these. Samples are shared by the rules, and by nothing else."""
+
+    model: Name | None = Field(None, description="Key in `models`. None: the pair's weak one, the cheapest.")
+    num_queries: Positive = Field(300, description="Of each task's test split. A rate's standard error is then 2 points or so.")
+    num_samples: Positive = Field(4, description="Of a query; more queries narrow a rate more than more samples do.")
+    temperatures: list[Annotated[float, Field(gt=0)]] = Field([0.7, 1.0], min_length=1)
+    keep_trailing_space: list[bool] = Field([True, False], min_length=1, description="As in `models.<key>`; raw prompts only.")
+    stop: list[bool] = Field(
+        [True, False], min_length=1, description="True: the strings of sampling.stop, or the task's own. False: none."
+    )
+    gsm8k_rules: list[Gsm8kRule] = Field(["flexible", "strict", "final"], min_length=1, description="As in grading.gsm8k.rule.")
+
+
 # The section ---------------------------------------------------------------------------------------------------------
 
 
@@ -95,6 +115,12 @@ class PaperConfig(Strict):
         1_000,
         description="Figures 3 and 4: queries of a task and split at most. Test responses are scored for these alone.",
     )
+    targets: dict[Name, Annotated[dict[Name, Percent], Field(min_length=1)]] = Field(
+        {},
+        description="Pass rates in percent that a run should come near, by key in `models` and task. Of the paper's models, base "
+        "or Instruct, its own are known.",
+    )
+    calibration: CalibrationConfig = CalibrationConfig()
     plan: PlanConfig = PlanConfig()
 
     @field_validator("pairs")

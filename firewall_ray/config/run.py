@@ -91,6 +91,18 @@ class RunConfig(Strict):
                     raise ValueError(f"{where}.{role} is {key!r}, but models has only {sorted(self.models)}")
         return self
 
+    @model_validator(mode="after")
+    def _targets_are_of_models(self) -> "RunConfig":
+        # A misspelt one would be aimed at by nothing, and nobody would miss the warning.
+        calibrated = self.paper.calibration.model
+        for where, keys in {
+            "paper.targets": self.paper.targets,
+            "paper.calibration.model": [calibrated] if calibrated else [],
+        }.items():
+            if unknown := sorted(set(keys) - set(self.models)):
+                raise ValueError(f"{where} names {unknown[0]!r}, but models has only {sorted(self.models)}")
+        return self
+
     @property
     def served_router(self) -> str:
         """The folder of routers/ that an application of this run begins with."""

@@ -23,6 +23,7 @@ from firewall_ray.paper.measured import Measured, Setting, measure
 from firewall_ray.paper.published import published, same_setting
 from firewall_ray.paper.rows import CAUSAL, FIRST, SECOND
 from firewall_ray.paper.table import Table, comma_separated, latex, markdown
+from firewall_ray.paper.targets import Compared, check_targets, targets_of
 from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, pair_name
 from firewall_ray.schemas import LABEL_DESIGNS
 from firewall_ray.stages.report import BASELINES, build_report, without_nan
@@ -45,6 +46,7 @@ class Results:
     backbones: dict[str, Report]
     figures: FigureNumbers
     claims: list[Claim]
+    targets: list[Compared]
 
 
 def run_paper(config: RunConfig, store: ArtifactStore, *, force: bool = False) -> StageResult:
@@ -110,6 +112,7 @@ def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Result
         backbones=_backbones(config, store, queries, validation_ids) if config.paper.backbones else {},
         figures=figures,
         claims=check_claims(measured, config.evaluation),
+        targets=check_targets(config, store),
     )
 
 
@@ -144,7 +147,8 @@ def _settings(config: RunConfig, store: ArtifactStore, names: list[str]) -> dict
         "backbones": {
             name: [place.scores(design).require().identity() for design in paper.backbone_designs] for name, place in stores.items()
         },
-        "paper": paper.model_dump(mode="json", exclude={"plan"}),
+        "paper": paper.model_dump(mode="json", exclude={"plan", "calibration"}),
+        "targets": targets_of(config),
         "evaluation": config.evaluation.model_dump(mode="json"),
         "pair": config.pair.model_dump(),
         "figures": bart_accuracy.inputs_of(store, config.pair),
@@ -184,9 +188,12 @@ def _write(dataset: Dataset, results: Results, made: list[tuple[Table, Table, Ta
         if drawing.figure is not None:
             dataset.write_bytes(f"{drawing.name}.png", plots.png(drawing.figure))
             vectors[drawing.name] = plots.svg(drawing.figure)
-    dataset.write_bytes("paper.html", page.render(every, figures, curves, vectors, results.claims, config).encode())
+    dataset.write_bytes(
+        "paper.html", page.render(every, figures, curves, vectors, results.claims, results.targets, config).encode()
+    )
     numbers = {
         "claims": [asdict(claim) for claim in results.claims],
+        "targets": [asdict(row) for row in results.targets],
         "report": results.report,
         "pairs": results.pairs,
         "backbones": results.backbones,

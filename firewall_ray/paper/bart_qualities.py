@@ -35,7 +35,9 @@ def run_test_qualities(config: RunConfig, store: ArtifactStore) -> list[StageRes
 
     @functools.cache
     def responses() -> dict[str, LocalRows]:
-        return {key: read_responses(store, key, rows, config.baselines.bart_score.max_references) for key in keys}
+        # As many as Hybrid LLM scores of the train split, which figure 4 shows.
+        how_many = config.baselines.bart_score.max_references, config.baselines.hybrid_llm.num_responses
+        return {key: read_responses(store, key, rows, *how_many) for key in keys}
 
     return [run_qualities(config, store, key, qualities_of(store, "test", key), responses, len(rows), force=False) for key in keys]
 

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from firewall_ray.baselines.differences import differences
+from firewall_ray.baselines.run import describe
 from firewall_ray.config.run import RunConfig
 from firewall_ray.evaluation.html import templates
 from firewall_ray.paper.claims import Claim, denied_in_print
 from firewall_ray.paper.curves import Drawing
 from firewall_ray.paper.published import inconsistencies
 from firewall_ray.paper.table import Cell, Table
+from firewall_ray.paper.targets import Compared
 from firewall_ray.paper.variants import pair_name
 
 
@@ -19,6 +22,7 @@ def render(
     curves: Sequence[Drawing],
     vectors: Mapping[str, str],
     claims: Sequence[Claim],
+    targets: Sequence[Compared],
     config: RunConfig,
 ) -> str:
     """The page. figures: the paper's; curves: our own; vectors: their SVG elements by name. Names are escaped."""
@@ -33,6 +37,8 @@ def render(
             vectors={name: Markup(svg) for name, svg in vectors.items()},
             claims=[(claim, claim_cell(claim)) for claim in claims],
             inconsistencies=[*inconsistencies(), *denied_in_print()],
+            targets=targets,
+            differences={describe(name, config): differences(name, config) for name in config.baselines.names},
             pair=pair_name(config.pair),
             num_samples=config.sampling.num_samples,
             confidence=f"{config.evaluation.confidence:.0%}",

@@ -1,8 +1,9 @@
 """GSM8K (Cobbe et al. 2021): grade-school word problems with one number as the answer.
 
 Rows in: `question` and `answer`, from the `datasets` library or a local folder. Rows out: `Query`, whose reference is
-``{"answer": "18"}``: the text after the answer's "#### ", commas removed. Three published rules grade an
-answer, and one of ours:
+``{"answer": "18", "solution": "9 * 2 = 18\\n#### 18"}``: the text after the answer's "#### ", commas removed, which grades; and the
+data set's whole `answer` with its reasoning, which Hybrid LLM compares responses with. Three published rules grade an answer, and
+one of ours:
 
 * ``official``: openai/grade-school-math, the first "#### n", compared as strings;
 * ``strict``: lm-evaluation-harness' strict-match, the same extraction after its own clean-up;
@@ -103,4 +104,4 @@ class Gsm8k(Task):
         answer = extract(solution, "official")
         if answer == INVALID:
             raise TaskError(f"gsm8k: {record.where}: `answer` must hold '#### <number>', but it ends in {solution[-40:]!r}.")
-        return make_query(self.name, split, question, json.dumps({"answer": answer}))
+        return make_query(self.name, split, question, json.dumps({"answer": answer, "solution": solution}))

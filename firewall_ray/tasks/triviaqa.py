@@ -2,7 +2,8 @@
 
 Rows in: `question` and `answer` as the `datasets` library has them (`answer` holds `normalized_aliases` and `aliases`), or
 plainly `question` and `aliases`, with `normalized_aliases` or without. Rows out: `Query`, whose reference is
-``{"aliases": [..]}``: the normalized aliases where there are any, which the official program compares with.
+``{"aliases": [..], "names": [..]}``: the normalized aliases where there are any, which the official program compares with; and the
+answer as people write it, the data set's main one first, which Hybrid LLM compares responses with.
 
 Training and validation are carved from the data set's train. Test is its validation: the answers of its test were never
 published. The data set lists a question once for the web and once for Wikipedia: repetitions are left out, and what train
@@ -32,7 +33,7 @@ logger = logging.getLogger("firewall_ray")
 
 # The official program's marks, its three beyond ASCII included.
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
-ALIASES = ("normalized_aliases", "aliases")  # the first that has any counts
+ALIASES = ("normalized_aliases", "aliases")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
@@ -95,6 +96,7 @@ class Question(NamedTuple):
 
     text: str
     aliases: list[str]
+    names: list[str]  # with their capitals; the aliases themselves where the record has no others
 
     @property
     def key(self) -> str:
@@ -154,7 +156,7 @@ class TriviaQa(Task):
         return map(_question, read_records(self.name, source, "validation", subset="rc.nocontext", other_names=("test",)))
 
     def _query(self, split: str, question: Question) -> Query:
-        return make_query(self.name, split, question.text, json.dumps({"aliases": question.aliases}))
+        return make_query(self.name, split, question.text, json.dumps({"aliases": question.aliases, "names": question.names}))
 
 
 def _question(record: Record) -> Question:
@@ -163,13 +165,17 @@ def _question(record: Record) -> Question:
     answer = record.value("answer") if "answer" in record.fields else {name: record.value(name) for name in ALIASES}
     if not isinstance(answer, Mapping):
         raise TaskError(f"{record.where}: `answer` must be an object that holds `aliases`, there is {answer!r:.60}.")
-    for name in ALIASES:
-        aliases = answer.get(name) or []
+    lists = {name: answer.get(name) or [] for name in ALIASES}
+    for name, aliases in lists.items():
         if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
             raise TaskError(f"{record.where}: `{name}` must be a list of texts, there is {aliases!r:.60}.")
-        if aliases:
-            # Each alias once, in the data set's order.
-            return Question(record.text("question"), list(dict.fromkeys(aliases)))
+    graded = lists["normalized_aliases"] or lists["aliases"]
+    if graded:
+        value = answer.get("value")
+        main = [value] if isinstance(value, str) and lists["aliases"] else []
+        # Each once, in the data set's order.
+        names = dict.fromkeys([*main, *(lists["aliases"] or graded)])
+        return Question(record.text("question"), list(dict.fromkeys(graded)), list(names))
     raise TaskError(
         f"{record.where}: there are no `aliases`, so no answer could ever be right. The data set's own test split is such: "
         "its answers were never published, evaluate on validation."

@@ -53,6 +53,7 @@ def settings(root: Path, names: list[str] = NAMES) -> dict[str, Any]:
             "names": names,
             "embedding": {"device": "cpu", "max_length": 64},
             "routellm_mf": {"epochs": 3},
+            "hybrid_llm": {"epochs": 2},
             "bart_score": {**bart, "device": "cpu"},
         },
     }
@@ -121,9 +122,10 @@ def test_hybrid_labels_follow_from_the_qualities_and_routers_from_the_labels(mad
         of_weak, of_strong = (table[row["query_id"]] for table in (weak, strong))
         pairs = [w >= s for w in of_weak["qualities"] for s in of_strong["qualities"]]
         assert row["hybrid_llm_prob"] == pytest.approx(np.mean(pairs))
-        assert row["hybrid_llm_det"] == (of_weak["greedy_quality"] >= of_strong["greedy_quality"])
+        assert row["hybrid_llm_det"] == (of_weak["qualities"][0] >= of_strong["qualities"][0])
         assert row["hybrid_llm_trans"] >= row["hybrid_llm_prob"]
     assert load_card(store.router("hybrid_llm_prob")).design == "hybrid_llm_prob"
+    assert store.router("hybrid_llm_prob").settings()["router"]["epochs"] == 2  # not the section router's
 
 
 def test_a_failed_actor_pool_goes_on_where_it_stopped(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

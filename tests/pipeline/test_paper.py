@@ -11,6 +11,7 @@ import yaml
 
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.paper.artifact import run_paper
+from firewall_ray.paper.calibration import run_calibration
 from firewall_ray.paper.stages import steps
 from firewall_ray.schemas import QUALITIES
 from firewall_ray.store.layout import ArtifactStore
@@ -113,3 +114,18 @@ def test_the_plan_after_the_run_uses_what_was_measured(finished: RunConfig, conf
     rows = {row["stage"]: row for row in plan["rows"]}
     assert rows["sample middle"]["queries"] == 320
     assert "measured here" in rows["sample middle"]["arithmetic"]
+
+
+def test_a_calibration_samples_once_for_all_rules_and_goes_on_where_it_stopped(config_file: Path, ray_cluster: None) -> None:
+    config = load_config(config_file)
+    grid = {"num_queries": 6, "num_samples": 2, "temperatures": [0.7], "keep_trailing_space": [True, False], "stop": [True]}
+    paper = {"targets": {"weak": {"tiny_facts": 50.0}}, "calibration": grid}
+    config = RunConfig.model_validate({**config.model_dump(), "root": f"{config.root}_calibrated", "paper": paper})
+    store = ArtifactStore(config.root)
+    calibrated, results = run_calibration(config, store)
+    assert {each.setting.keeps_space for each in calibrated} == {True, False}
+    assert [each.distance for each in calibrated] == sorted(each.distance for each in calibrated)
+    assert all(each.compared[0].num_queries == 6 for each in calibrated)
+    again, results = run_calibration(config, store)
+    assert {result["action"] for result in results} == {"skip"}
+    assert again == calibrated

@@ -11,6 +11,8 @@ from firewall_ray.schemas import HYBRID_DESIGNS
 def test_all_baselines_are_made_unless_some_are_named() -> None:
     names = make_config("/r").baselines.names
     assert set(names) == {"margin_sampling", "knn", "routellm_mf", *HYBRID_DESIGNS}
+    # RouteLLM's weights need an API's embeddings, so they have to be asked for.
+    assert set(get_args(BaselineName)) - set(names) == {"routellm_mf_published"}
     assert set(HYBRID_DESIGNS) == set(get_args(HybridDesign)) < set(get_args(BaselineName))
 
 

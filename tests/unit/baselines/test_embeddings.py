@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from handmade import make_config, write
+from handmade import make_config, query, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from firewall_ray.baselines.embedders import HiddenStates, OpenAIEmbeddings, api_key, make_embedder
-from firewall_ray.baselines.embeddings import embedding_name, read_embeddings, run_embedding
+from firewall_ray.baselines.embeddings import embedding_name, questions_of, read_embeddings, run_embedding
 from firewall_ray.config.baselines import EmbeddingConfig, OpenAIEmbeddingConfig
 from firewall_ray.engines.checkpoint import Checkpoint
 from firewall_ray.errors import ArtifactError, ConfigError, ModelError
@@ -114,6 +114,19 @@ def test_an_embeddings_api_is_asked_in_batches_and_again_when_it_is_busy() -> No
     assert [request["input"] for request in EmbeddingsHandler.requests] == [["a", "bb"], ["a", "bb"], ["ccc"]]
     asked = {"model": "text-embedding-3-small", "path": "/v1/embeddings", "key": "Bearer secret"}
     assert asked.items() <= EmbeddingsHandler.requests[-1].items()
+
+
+def test_an_api_gets_the_bare_questions_and_the_weak_model_the_prompts() -> None:
+    assert EmbeddingConfig(openai=OpenAIEmbeddingConfig()).column == "question"  # as RouteLLM's model.py calls it
+    assert EmbeddingConfig(openai=OpenAIEmbeddingConfig(), text="prompt").column == EmbeddingConfig().column == "prompt"
+
+
+def test_questions_come_in_the_order_of_the_labels_and_one_that_is_missing_is_named(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    write(store.queries(), [query("a"), query("b"), query("c")])
+    assert questions_of(store, pa.chunked_array([["c", "a"]])).to_pylist() == ["c?", "a?"]
+    with pytest.raises(ArtifactError, match=r"lacks query 'z', which has a label.*baselines\.embedding\.text to prompt"):
+        questions_of(store, pa.chunked_array([["a", "z"]]))
 
 
 def test_a_key_that_is_not_set_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,18 +57,26 @@ def whole(store: ArtifactStore, key: str, rows: pa.Table) -> list[dict[str, Any]
 @pytest.mark.usefixtures("small_blocks")
 def test_responses_joined_on_disk_are_those_of_a_join_in_memory(store: ArtifactStore) -> None:
     rows = labelled([f"q{number}" for number in RNG.permutation(700)[:600]])
-    found = read_responses(store, "weak", rows, max_references=8)
+    found = read_responses(store, "weak", rows, max_references=8, num_responses=4)
     assert found.schema == RESPONSES
     assert len(found) == 600
     assert max(batch.num_rows for batch in found.batches()) <= 30
     assert found.read().to_pylist() == whole(store, "weak", rows)
 
 
+def test_only_the_first_responses_of_each_query_are_compared(store: ArtifactStore) -> None:
+    rows = labelled(["q5", "q3"])
+    found = read_responses(store, "strong", rows, max_references=8, num_responses=2).read().to_pylist()
+    wanted = whole(store, "strong", rows)
+    assert [row["texts"] for row in found] == [row["texts"][:2] for row in wanted]
+    assert [row["greedy_text"] for row in found] == [row["greedy_text"] for row in wanted]
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_pairs_are_each_distinct_response_once_in_the_labels_order(store: ArtifactStore) -> None:
     rows = labelled([f"q{number}" for number in RNG.permutation(700)])
     is_train = pc.equal(rows["split"], "train").to_numpy()
-    pairs = training_pairs(*(read_responses(store, key, rows, 8) for key in ("weak", "strong")), is_train)
+    pairs = training_pairs(*(read_responses(store, key, rows, 8, 16) for key in ("weak", "strong")), is_train)
     wanted: dict[tuple[str, str, str], None] = {}
     for key in ("weak", "strong"):
         for row, counts in zip(whole(store, key, rows), is_train, strict=True):
@@ -86,7 +94,7 @@ def test_the_first_labelled_query_without_samples_or_reference_is_named(store: A
         table = pq.read_table(file)
         pq.write_table(table.filter(pc.invert(pc.is_in(table["query_id"], pa.array(lost)))), file)
     with pytest.raises(ArtifactError, match=rf"{kind}: .* lacks query 'q7', which has a label \(3 such\)\. Hybrid LLM needs"):
-        read_responses(store, "weak", labelled([f"q{number}" for number in range(700)]), 8)
+        read_responses(store, "weak", labelled([f"q{number}" for number in range(700)]), 8, 10)
 
 
 def test_the_texts_of_the_samples_are_never_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +121,7 @@ def test_the_texts_of_the_samples_are_never_in_memory_at_once(tmp_path: Path, mo
     pa.set_memory_pool(pool)
     tracemalloc.start()
     try:
-        responses = {key: read_responses(store, key, rows, 8) for key in ("weak", "strong")}
+        responses = {key: read_responses(store, key, rows, 8, 16) for key in ("weak", "strong")}
         pairs = training_pairs(responses["weak"], responses["strong"], pc.equal(rows["split"], "train").to_numpy())
         _, of_python = tracemalloc.get_traced_memory()
     finally:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from firewall_ray.baselines.routellm_mf import Battles, MatrixFactorization, fit, mf_scores, published_scores, win_probability
-from firewall_ray.config.baselines import BaselinesConfig, RoutellmMfConfig
+from firewall_ray.config.baselines import BaselinesConfig, RoutellmMfConfig, RoutellmPublishedConfig
 from firewall_ray.errors import LabelError, ModelError
 
 RNG = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def published(folder: Path, num_models: int = 4, text_dim: int = 6) -> dict[str,
 def test_published_weights_give_the_win_rate_of_routellms_own_formula(tmp_path: Path) -> None:
     weights = published(tmp_path)
     embeddings = RNG.normal(size=(5, 6)).astype(np.float32)
-    settings = RoutellmMfConfig(weights=str(tmp_path), published_strong=1, published_weak=3)
+    settings = RoutellmPublishedConfig(weights=str(tmp_path), strong=1, weak=3)
     vectors = weights["P.weight"] / weights["P.weight"].norm(dim=1, keepdim=True)
     for embedding, p_weak in zip(torch.from_numpy(embeddings), published_scores(embeddings, settings), strict=True):
         logits = weights["classifier.0.weight"] @ (vectors * (weights["text_proj.0.weight"] @ embedding)).T
@@ -110,8 +110,8 @@ def test_published_weights_give_the_win_rate_of_routellms_own_formula(tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"published_strong": 4}, r"has 4 models and embeddings of 6 numbers; the config asks for models 3 and 4"),
-        ({"weights": "nowhere/at-all"}, r"baselines\.routellm_mf\.weights: 'nowhere/at-all' cannot be used"),
+        ({"strong": 4}, r"has 4 models and embeddings of 6 numbers; the config asks for models 3 and 4"),
+        ({"weights": "nowhere/at-all"}, r"baselines\.routellm_mf_published\.weights: 'nowhere/at-all' cannot be used"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
@@ -119,11 +119,17 @@ def test_weights_that_do_not_fit_are_refused(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or its client tries for 20 s where there is no network
     published(tmp_path)
-    settings = RoutellmMfConfig(**{"weights": str(tmp_path), "published_strong": 1, "published_weak": 3, **changes})
+    settings = RoutellmPublishedConfig(**{"weights": str(tmp_path), "strong": 1, "weak": 3, **changes})
     with pytest.raises(ModelError, match=message):
         published_scores(np.ones((2, 6), np.float32), settings)
 
 
 def test_published_weights_without_their_embedding_are_refused_by_the_config() -> None:
     with pytest.raises(ValidationError, match=r"set embedding\.openai"):
-        BaselinesConfig.model_validate({"routellm_mf": {"weights": "routellm/mf_gpt4_augmented"}})
+        BaselinesConfig.model_validate({"names": ["routellm_mf_published"]})
+
+
+def test_training_has_the_numbers_of_routellms_script() -> None:
+    settings = RoutellmMfConfig()
+    found = (settings.dim, settings.batch_size, settings.epochs, settings.noise, settings.learning_rate, settings.weight_decay)
+    assert found == (128, 64, 100, 0.1, 3e-4, 1e-5)  # dim, batch_size, num_epochs, alpha, lr, weight_decay at its end

@@ -125,9 +125,9 @@ def test_splits_are_carved_from_a_seeded_shuffle_and_test_keeps_its_order(tmp_pa
     assert [q.question for q in capped] == [by_split["train"][0], *by_split["validation"]]
 
 
-def test_the_reference_is_the_number_after_the_marker_without_commas(tmp_path: Path) -> None:
+def test_the_reference_is_the_number_after_the_marker_without_commas_and_the_whole_solution(tmp_path: Path) -> None:
     query = load(write_folder(tmp_path, train=ROWS[:1], test=[]), num_validation=0)[0]
-    assert json.loads(query.reference) == {"answer": "0000"}  # "0,000"
+    assert json.loads(query.reference) == {"answer": "0000", "solution": "Count.\n#### 0,000"}
     assert query.prompt == "Question: How many are 0?\nAnswer: "
 
 

@@ -119,9 +119,10 @@ def test_validation_is_carved_from_train_and_test_is_the_data_sets_validation(tm
     assert [q.question for q in capped] == [by_split["train"][0], *by_split["validation"], "Where is 0?"]
 
 
-def test_the_reference_is_the_normalized_aliases_and_the_prompt_the_papers(tmp_path: Path) -> None:
+def test_the_reference_is_the_normalized_aliases_and_the_names_as_people_write_them(tmp_path: Path) -> None:
     query = load(write_folder(tmp_path, train=[], validation=ROWS[:1]), num_validation=0)[0]
-    assert json.loads(query.reference) == {"aliases": ["person 0", "mr 0"]}
+    # hub_row capitalises its `aliases`, and its `value` is the first normalized one: the main answer comes first, each name once.
+    assert json.loads(query.reference) == {"aliases": ["person 0", "mr 0"], "names": ["person 0", "Person 0", "Mr 0"]}
     assert query.prompt == "Question: Who is 0?\nAnswer: "
 
 
@@ -134,7 +135,12 @@ def test_plain_rows_and_the_data_sets_own_are_the_same_queries(tmp_path: Path) -
     write_folder(folders[1], train=plain, test=[])  # a folder may say test
     pq.write_table(pa.Table.from_pylist(ROWS), folders[2] / "train.parquet")
     write_folder(folders[2], validation=[])
-    assert load(folders[0]) == load(folders[1]) == load(folders[2])
+    own, plain_ones, parquet = (load(folder) for folder in folders)
+    assert own == parquet
+    # What grades is the same; plain rows have no names beside their aliases.
+    graded = [[(q.query_id, q.split, json.loads(q.reference)["aliases"]) for q in queries] for queries in (own, plain_ones)]
+    assert graded[0] == graded[1]
+    assert all(len({*map(tuple, json.loads(q.reference).values())}) == 1 for q in plain_ones)
 
 
 def test_a_question_is_in_one_split_and_comes_once_and_the_log_counts_the_others(
