@@ -17,7 +17,7 @@ from firewall_ray.router.model import load_tokenizer, network_config
 
 
 def relative_size(config: RunConfig, stage: str) -> tuple[float, float] | None:
-    """For "train NAME" and "score NAME" of one of `paper.backbones`: the run's own rate, and how many times its parameters NAME has.
+    """For "train NAME" and "score NAME" of one of `paper.backbones`: the run's own rate, and how many times its size NAME is.
 
     None for other stages, without the run's own rate, or where a network's files cannot be read here.
     """

@@ -234,7 +234,7 @@ def _assumptions(config: RunConfig, store: ArtifactStore) -> tuple[str, ...]:
     return (
         f"Numbers of queries are those of {counts}; tokens of a prompt and of a completion those of paper.plan.workload.",
         f"The {config.sampling.num_samples} samples of a query share one prefill; the greedy answer is a request of its own.",
-        f"Table 2's other models sample the test split alone; thresholds of the run's routers come from its own validation split.",
+        "Table 2's other models sample the test split alone; thresholds of the run's routers come from its own validation split.",
         f"Rates are those of what is finished in {where}, starts included; else paper.plan's, of workers that are kept full.",
         "Labels, tables, Margin Sampling and kNN take seconds and are left out.",
         *prices,

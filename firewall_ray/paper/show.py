@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from firewall_ray.paper.dry_run import Finding
 from firewall_ray.paper.plan import Plan
 
 
@@ -47,6 +48,14 @@ def print_plan(plan: Plan, console: Console) -> None:
             console.print(Text(title, style="bold"))
             for line in lines:
                 console.print(Text(f"- {line}"), soft_wrap=True)
+
+
+def print_checks(findings: Sequence[Finding], console: Console) -> None:
+    """A line a check; what is wrong in red."""
+    words = {"ok": "ok", "wrong": "wrong", "unknown": "cannot be known here"}
+    styles = {"ok": "green", "wrong": "bold red", "unknown": "yellow"}
+    for what, state, said in findings:
+        console.print(Text.assemble((f"{words[state]:<20}", styles[state]), f"  {what}: {said}"), soft_wrap=True)
 
 
 def print_claims(claims: Sequence[Mapping[str, Any]], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What there is to do in each stage that is counted in units: passes, scores, pairs, battles. Without a rate, and so without a time.
+"""What there is to do in each stage that is counted in units: passes, scores, pairs, battles; and the rate that the config gives.
 
 The counts are those of queries/ where it is there, else of `paper.plan.workload`.
 """
