@@ -1,4 +1,4 @@
-"""The paper's tables 1 to 4 and figures 3 to 18, in one command; --plan says first what they will cost, --dry-run what would fail."""
+"""The paper's tables 1 to 4 and figures 3 to 18, in one command; --plan says what they cost, --dry-run what would fail."""
 
 import os
 from typing import Annotated

@@ -4,8 +4,6 @@ Parameters without the embeddings, of which a token reads one row: passes cost 2
 weights are read: the network is laid out on torch's `meta` device.
 """
 
-import functools
-
 import torch
 from transformers import AutoModelForSequenceClassification
 
@@ -30,7 +28,6 @@ def relative_size(config: RunConfig, stage: str) -> tuple[float, float] | None:
     return None if None in sizes else (own, float(sizes[1] or 0) / float(sizes[0] or 1))
 
 
-@functools.cache
 def num_parameters(router: RouterConfig) -> int | None:
     """Of the network less its token embeddings; None where its files are not to be had."""
     try:

@@ -134,7 +134,8 @@ def test_the_plan_that_is_printed_shows_its_arithmetic(tmp_path: Path) -> None:
         assert part in text
 
 
-def test_other_pairs_are_sampled_and_other_backbones_trained(tmp_path: Path) -> None:
+def test_other_pairs_are_sampled_and_other_backbones_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     overrides = [
         "models.weak_3b={path: meta-llama/Llama-3.2-3B}",
         "paper.pairs=[{weak: weak_3b, strong: strong}]",
