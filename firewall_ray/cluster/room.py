@@ -60,16 +60,22 @@ def actors_need(section: str, actors: ActorsConfig) -> Need:
 def check_room(need: Need) -> None:
     """Raises ConfigError where it fits on no nodes, were they idle; where an autoscaler may bring some, only warns."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if fits(need.parts, [node["Resources"] for node in nodes]):
+    problem = lack_of_room(need, [node["Resources"] for node in nodes])
+    if problem is None:
         return
-    there = _named_in(need, (node["Resources"] for node in nodes))
-    problem = f"{need}, and the cluster's nodes are {there}.{_accelerators(need, nodes)}"
     if any(NODE_GROUP in node["Labels"] for node in nodes):
         logger.warning("%s Waiting for the autoscaler to start some.", problem)
         return
     raise ConfigError(
         f"{problem} It would wait for ever: start nodes that hold it, or change what it takes ({', '.join(need.fields)})."
     )
+
+
+def lack_of_room(need: Need, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """Why it fits on no nodes with these resources, were they idle; None where it does."""
+    if fits(need.parts, nodes):
+        return None
+    return f"{need}, and the cluster's nodes are {_named_in(need, nodes)}.{_accelerators(need, nodes)}"
 
 
 def fits(parts: Iterable[Resources], nodes: Sequence[Mapping[str, float]]) -> bool:
@@ -89,17 +95,22 @@ def fits(parts: Iterable[Resources], nodes: Sequence[Mapping[str, float]]) -> bo
     return True
 
 
-def _accelerators(need: Need, nodes: Iterable[Mapping[str, Mapping[str, float]]]) -> str:
+def _accelerators(need: Need, nodes: Iterable[Mapping[str, float]]) -> str:
     """The types of GPU that there are, where one was asked for that no node has. Names a 40 GB and an 80 GB card share."""
-    asked = {name for part in need.parts for name in part if name.startswith(ACCELERATOR)}
-    there = {name for node in nodes for name in node["Resources"] if name.startswith(ACCELERATOR)}
+    asked = {name.removeprefix(ACCELERATOR) for part in need.parts for name in part if name.startswith(ACCELERATOR)}
+    there = {name.removeprefix(ACCELERATOR) for node in nodes for name in node if name.startswith(ACCELERATOR)}
     if not asked - there:
         return ""
-    kinds = ", ".join(sorted(name.removeprefix(ACCELERATOR) for name in there)) or "none"
-    example = f"{ACCELERATOR}{sorted(asked - there)[0].removeprefix(ACCELERATOR)}"
+    missing = min(asked - there)
+    # A100 for A100-80G and A100-40G, the two names that Ray knows and gives to no node by itself. Nothing is mapped in silence:
+    # who writes 80G may have nodes of both, and an engine that is made for the one does not load on the other.
+    family = missing.rpartition("-")[0]
+    fields = ", ".join(field for field in need.fields if field.endswith("accelerator_type"))
+    take_the_family = f" Where all of them have that memory, ask for {family} ({fields})." if family in there else ""
     return (
-        f" Accelerator types of its nodes: {kinds}. Ray names a GPU without its memory (A100 for both A100s); what says more "
-        f"is there only where a node was started with it: ray start --resources='{{\"{example}\": 1}}'."
+        f" Accelerator types of its nodes: {', '.join(sorted(there)) or 'none'}. Ray names a GPU without its memory (A100 for both "
+        f"A100s); what says more is there only where a node was started with it: "
+        f"ray start --resources='{{\"{ACCELERATOR}{missing}\": 1}}'.{take_the_family}"
     )
 
 

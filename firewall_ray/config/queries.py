@@ -31,8 +31,8 @@ class Gsm8kOptions(Strict):
     )
     num_validation: int = Field(500, ge=0, description="Queries carved from the end of the seeded shuffle of train.")
     num_train: int | None = Field(None, ge=0, description="At most so many training queries. None: all.")
-    num_test: int | None = Field(None, ge=0, description="At most so many test queries. None: all 1,319.")
-    seed: int = Field(0, description="Shuffles train before validation is carved from it.")
+    num_test: int | None = Field(None, ge=0, description="At most so many test queries, drawn by the seed. None: all 1,319.")
+    seed: int = Field(0, description="Shuffles train before validation is carved from it, and draws `num_test`.")
 
 
 class TriviaqaOptions(Strict):
@@ -45,8 +45,8 @@ class TriviaqaOptions(Strict):
     )
     num_validation: int = Field(500, ge=0, description="Queries carved from the end of the seeded shuffle of train.")
     num_train: int | None = Field(None, ge=0, description="At most so many training queries. None: all.")
-    num_test: int | None = Field(None, ge=0, description="At most so many test queries. None: all.")
-    seed: int = Field(0, description="Shuffles train before validation is carved from it.")
+    num_test: int | None = Field(None, ge=0, description="At most so many test queries, drawn by the seed. None: all.")
+    seed: int = Field(0, description="Shuffles train before validation is carved from it, and draws `num_test`.")
 
 
 class HumanevalOptions(Strict):
@@ -57,7 +57,8 @@ class HumanevalOptions(Strict):
         description="A data set id for the `datasets` library, or a folder with test.jsonl or HumanEval.jsonl (.gz too) of "
         "`prompt`, `test` and `entry_point`.",
     )
-    num_test: int | None = Field(None, ge=0, description="At most so many problems. None: all 164.")
+    num_test: int | None = Field(None, ge=0, description="At most so many problems, drawn by the seed. None: all 164.")
+    seed: int = Field(0, description="Draws `num_test`.")
 
 
 class SandboxConfig(Strict):
@@ -182,6 +183,9 @@ class TasksConfig(Strict):
     def options(self) -> dict[str, dict[str, Any]]:
         """Options of every task that is on, by its name, as plain values."""
         dumped = self.model_dump(mode="json", exclude={"custom"}, exclude_none=False)
+        if self.humaneval is not None and self.humaneval.num_test is None:
+            # It draws nothing then; and queries that were made before there was a seed stay what they are.
+            del dumped["humaneval"]["seed"]
         # Beside the package's in one mapping: names differ, which the validator above saw to.
         # Without the judge: another one makes other grades, and the same queries.
         own = {name: options.model_dump(mode="json", exclude={"judge"}) for name, options in self.custom.items()}

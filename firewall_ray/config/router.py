@@ -30,7 +30,10 @@ class RouterConfig(Strict):
     gradient_clipping: float = Field(1.0, gt=0)
     num_workers: Positive = Field(8, description="Data-parallel training workers, one GPU each unless device is cpu.")
     device: Literal["gpu", "cpu"] = "gpu"
-    accelerator_type: str | None = Field(None, description="For example A100-80G. None: any.")
+    accelerator_type: str | None = Field(
+        None,
+        description="As Ray names it, such as A100, H100, L40S; A100-80G only where nodes were started with that name. None: any.",
+    )
     max_failures: int = Field(3, ge=-1, description="Worker deaths survived by resuming from the last epoch. -1: no limit.")
     seed: int = 0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from firewall_ray.baselines.run import run_baselines
 from firewall_ray.config.run import RunConfig
 from firewall_ray.paper.bart_qualities import run_test_qualities
-from firewall_ray.paper.variants import MARGIN_SAMPLING, BackboneStore, PairStore, backbone_config, other_models
+from firewall_ray.paper.variants import MARGIN_SAMPLING, OTHER_SPLITS, BackboneStore, PairStore, backbone_config, other_models
 from firewall_ray.stages import PIPELINE, load_stage
 from firewall_ray.stages.grade import run_grading
 from firewall_ray.stages.label import run_labeling
@@ -30,10 +30,14 @@ def steps() -> dict[str, Step]:
 
 
 def sample(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
-    """The pair side by side, then the other models one by one: together they might not fit on the GPUs."""
+    """The pair side by side, then the other models one by one: together they might not fit on the GPUs.
+
+    Of the others the test split alone: their pairs are evaluated and nothing is trained on them, so that the rest, most of a
+    run's queries, would be sampled for nobody.
+    """
     results = run_sampling(config, store)
     for key in other_models(config):
-        results += run_sampling(config, store, models=[key])
+        results += run_sampling(config, store, models=[key], splits=OTHER_SPLITS)
     return results
 
 
@@ -42,8 +46,9 @@ def grade(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
 
 
 def label(config: RunConfig, store: ArtifactStore) -> list[StageResult]:
-    """The pair, and Table 2's pairs. They share grades, so the strong model is sampled once."""
-    return [run_labeling(config, store), *(run_labeling(*other) for other in _other_pairs(config, store))]
+    """The pair, and the test split of Table 2's pairs. They share grades, so the strong model is sampled once."""
+    others = (run_labeling(*other, splits=OTHER_SPLITS) for other in _other_pairs(config, store))
+    return [run_labeling(config, store), *others]
 
 
 def baselines(config: RunConfig, store: ArtifactStore) -> list[StageResult]:

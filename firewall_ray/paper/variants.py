@@ -10,6 +10,7 @@ from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.layout import ArtifactStore
 
 MARGIN_SAMPLING = "margin_sampling"  # the one baseline that Table 2 scores anew for each pair
+OTHER_SPLITS = ("test",)  # what Table 2's other pairs are sampled and labelled on
 
 
 class PairStore(ArtifactStore):

@@ -7,7 +7,7 @@ artefacts, where the config says so.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,17 @@ MAX_ARTEFACTS = 0.5  # share of the strong model's samples: above it a block say
 logger = logging.getLogger("firewall_ray")
 
 
-def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None = None, force: bool = False) -> StageResult:
+def run_labeling(
+    config: RunConfig,
+    store: ArtifactStore,
+    *,
+    splits: Sequence[str] | None = None,
+    limit: int | None = None,
+    force: bool = False,
+) -> StageResult:
     """Write labels/ for the config's pair. Rows follow the order of queries/ within a bucket, so equal inputs give equal files.
 
+    splits: only of these, for a pair that is evaluated and not trained on; the other queries count as no loss.
     The rows are written to a local file first: whatever is wrong with the grades is found before labels/ is touched.
     Raises ArtifactMissing, and ArtifactError naming the query: for duplicates, a verdict that is null without an error, or
     when its two models were sampled a different number of times; also when no query is left.
@@ -54,11 +62,13 @@ def run_labeling(config: RunConfig, store: ArtifactStore, *, limit: int | None =
         "limit": limit,
         # Not where they are kept: labels from before there was a choice are the same, and routers that stand on them too.
         **({"artefacts": config.labels.artefacts} if leaves_out else {}),
+        **({"splits": list(splits)} if splits is not None else {}),
     }
     output = Output.plan("label", labels, settings, force=force)
 
     def write() -> dict[str, Any]:
-        chosen = None if limit is None else pa.chunked_array(read_queries(store, limit).column("query_id"), pa.string())
+        is_part = limit is not None or splits is not None
+        chosen = pa.chunked_array(read_queries(store, limit, splits).column("query_id"), pa.string()) if is_part else None
         # One count for all three: equal ids have to land in buckets of the same number.
         count = num_buckets(max(dataset.num_rows() for dataset in (queries, weak, strong)))
         with spill_folder() as folder:
@@ -106,7 +116,7 @@ def label_rows(
 
     Where `strong` has the column `verdicts`, queries that are blocked for artefacts are left out, see `blocked_for_artefacts`.
     Returns rows of `schemas.LABELS` in the order of `queries`, and how many queries (of `unknown`: grades) were left out for
-    which reason. `chosen` are the ids that a limit keeps. Raises ArtifactError as `run_labeling` does.
+    which reason. `chosen` are the ids that a limit or the splits keep. Raises ArtifactError as `run_labeling` does.
     """
     check_unique(queries["query_id"], "queries")
     check_splits(queries, "queries")

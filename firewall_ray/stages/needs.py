@@ -6,6 +6,7 @@ from firewall_ray.cluster.room import Need, Resources, accelerator, actors_need,
 from firewall_ray.config.router import RouterConfig
 from firewall_ray.config.run import RunConfig
 from firewall_ray.engines.room import engine_need
+from firewall_ray.stages.sandbox_room import check_sandboxes
 from firewall_ray.store.layout import ArtifactStore
 
 
@@ -19,7 +20,8 @@ def training_need(router: RouterConfig) -> Need:
 
 def check_cluster(config: RunConfig, store: ArtifactStore, *, redo: Collection[str] = (), others: Sequence[str] = ()) -> None:
     """Raises ConfigError for the first of sampling, training and scoring that has something to do and fits on no nodes, were they
-    idle; where an autoscaler may bring some, only warns.
+    idle; where an autoscaler may bring some, only warns. Raises SandboxUnavailable where grading has to run programs and a node
+    refuses to.
 
     redo: names of stages that are done again although they are finished. others: models to sample beside the pair.
     """
@@ -27,6 +29,8 @@ def check_cluster(config: RunConfig, store: ArtifactStore, *, redo: Collection[s
     unsampled = [key for key in models if "sample" in redo or store.samples(key).state() != "finished"]
     for key in unsampled:
         check_room(engine_need(key, config.models[key]))
+    if unsampled or "grade" in redo or any(store.grades(key).state() != "finished" for key in models):
+        check_sandboxes(config)
     # What comes after a stage that has something to do has something to do as well.
     designs = config.router.designs
     untrained = bool(unsampled) or "train_router" in redo or any(store.router(name).state() != "finished" for name in designs)

@@ -9,7 +9,7 @@ import json
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,8 +62,9 @@ def run_prepare_queries(config: RunConfig, store: ArtifactStore, *, limit: int |
     return make(config, output, write)
 
 
-def read_queries(store: ArtifactStore, limit: int | None = None) -> LocalRows:
-    """All of queries/, checked, with the columns of `schemas.QUERIES`; with `limit` so many of them, see `quotas`.
+def read_queries(store: ArtifactStore, limit: int | None = None, splits: Sequence[str] | None = None) -> LocalRows:
+    """All of queries/, checked, with the columns of `schemas.QUERIES`; with `limit` so many of them, see `quotas`; of these
+    `splits` alone, where they are given.
 
     Raises ArtifactMissing, and ArtifactError naming the query for a duplicate query_id, a split that does not exist or a
     reference that is not a JSON object; also when there are none.
@@ -75,7 +76,10 @@ def read_queries(store: ArtifactStore, limit: int | None = None) -> LocalRows:
         raise ArtifactError(f"{where} has no rows. Run: {queries.made_by} --config FILE --force")
     for (ids,) in in_buckets(num_rows, (batch["query_id"] for batch in queries.iter_batches(["query_id"]))):
         check_unique(ids, where)
-    return LocalRows(_checked(queries, where, limit), queries.schema)
+    rows = _checked(queries, where, limit)
+    if splits is not None:
+        rows = (batch.filter(pc.is_in(batch["split"], pa.array(splits))) for batch in rows)
+    return LocalRows(rows, queries.schema)
 
 
 def _checked(queries: Dataset, where: str, limit: int | None) -> Iterator[pa.RecordBatch]:

@@ -45,12 +45,14 @@ def run_sampling(
     store: ArtifactStore,
     *,
     models: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
     limit: int | None = None,
     force: bool = False,
     retry_errors: bool = False,
 ) -> list[StageResult]:
     """Sample every query with every model of `models` (the pair, when None). One result a model.
 
+    splits: only queries of these. The samples are finished then; a later job with all splits samples the rest.
     retry_errors: also those whose row has an error, which keep their place until a new row is there.
 
     Raises ConfigError for an unknown model key or an engine that no node could hold, ModelError for a model that cannot be
@@ -62,7 +64,7 @@ def run_sampling(
     for key in keys:
         if key not in config.models:
             raise ConfigError(f"--model {key}: models has only {sorted(config.models)}")
-    queries = read_queries(store, limit)
+    queries = read_queries(store, limit, splits)
     jobs = [SamplingJob(config, store, key, queries, force=force, retry_errors=retry_errors) for key in keys]
     return run_jobs("sample", jobs)
 

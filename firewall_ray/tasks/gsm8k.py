@@ -12,7 +12,6 @@ one of ours:
   behind the answer.
 """
 
-import itertools
 import json
 import random
 import re
@@ -24,6 +23,7 @@ from firewall_ray.errors import TaskError
 from firewall_ray.tasks.base import Query, Task, make_query
 from firewall_ray.tasks.numbers import final_number, same_number
 from firewall_ray.tasks.records import Record, read_records
+from firewall_ray.tasks.splits import draw_test
 
 RULES = ("official", "strict", "flexible")
 INVALID = "[invalid]"  # what both official programs call a completion without an answer
@@ -70,9 +70,11 @@ class Gsm8k(Task):
     max_tokens = 512  # The longest reference answer has about 400 tokens; what is longer has lost its way.
 
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
-        """Train in a seeded order, less its last `num_validation` rows, which are validation; then test in its own order."""
+        """Train in a seeded order, less its last `num_validation` rows, which are validation; then test: in its own order, or
+        `num_test` rows of it that the seed draws.
+        """
         source, num_validation = options["source"], options["num_validation"]
-        # Read whole, to be shuffled; test is streamed.
+        # Read whole, to be shuffled.
         train = list(read_records(self.name, source, "train"))
         if num_validation > len(train):
             raise TaskError(
@@ -82,8 +84,8 @@ class Gsm8k(Task):
         boundary = len(train) - num_validation
         yield from (self._query("train", record) for record in train[:boundary][: options["num_train"]])
         yield from (self._query("validation", record) for record in train[boundary:])
-        test = itertools.islice(read_records(self.name, source, "test"), options["num_test"])
-        yield from (self._query("test", record) for record in test)
+        test = list(read_records(self.name, source, "test"))
+        yield from (self._query("test", record) for record in draw_test(test, options["num_test"], options["seed"]))
 
     def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         rule = options["rule"]

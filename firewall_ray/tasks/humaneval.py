@@ -18,7 +18,6 @@ isolation differs.
 """
 
 import ast
-import itertools
 import json
 import re
 import textwrap
@@ -41,6 +40,7 @@ from firewall_ray.tasks.code_answer import (
     with_backticks,
 )
 from firewall_ray.tasks.records import Record, read_records
+from firewall_ray.tasks.splits import draw_test
 
 # Of a body that follows prose.
 _INDENTED_LINE = re.compile(r"^[ \t]+(?=\S)", re.MULTILINE)
@@ -121,9 +121,12 @@ class HumanEval(Task):
     max_tokens = 512  # The longest of the canonical solutions is half of that; the rest is for a header repeated.
 
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
-        """All problems in their own order, as test. Raises TaskError naming the row and field that is wrong."""
-        records = read_records(self.name, options["source"], "test", subset="openai_humaneval")
-        yield from (self._query(record) for record in itertools.islice(records, options["num_test"]))
+        """All problems in their own order, as test; or `num_test` of them that the seed draws.
+
+        Raises TaskError naming the row and field that is wrong.
+        """
+        records = list(read_records(self.name, options["source"], "test", subset="openai_humaneval"))
+        yield from (self._query(record) for record in draw_test(records, options["num_test"], options.get("seed", 0)))
 
     def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         """Execute the program. Raises SandboxUnavailable where this machine does not allow the isolation asked for."""

@@ -13,7 +13,6 @@ An answer is right when it equals an alias, both normalised by mandarjoshi90/tri
 ours for models that answer in sentences, when its first line holds one.
 """
 
-import itertools
 import json
 import logging
 import random
@@ -28,6 +27,7 @@ from firewall_ray.errors import TaskError
 from firewall_ray.tasks.base import Query, Task, make_query
 from firewall_ray.tasks.records import Record, read_file, read_records
 from firewall_ray.tasks.refusals import is_refusal
+from firewall_ray.tasks.splits import draw_test
 
 logger = logging.getLogger("firewall_ray")
 
@@ -113,7 +113,8 @@ class TriviaQa(Task):
     chat_max_tokens = 256  # A sentence or two.
 
     def load(self, options: Mapping[str, Any]) -> Iterator[Query]:
-        """Train in a seeded order, less its last `num_validation` questions, which are validation; then test in its own order.
+        """Train in a seeded order, less its last `num_validation` questions, which are validation; then test: in its own order, or
+        `num_test` questions of it that the seed draws.
 
         Raises TaskError naming file and row for a question without aliases. Repetitions are counted in the log.
         """
@@ -139,7 +140,7 @@ class TriviaQa(Task):
         # num_train cuts only here, so a smaller train has the same validation.
         yield from (self._query("train", question) for question in train[:boundary][: options["num_train"]])
         yield from (self._query("validation", question) for question in train[boundary:])
-        yield from (self._query("test", question) for question in itertools.islice(test, options["num_test"]))
+        yield from (self._query("test", question) for question in draw_test(test, options["num_test"], options["seed"]))
 
     def is_right(self, answer: str, reference: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
         if options.get("match") == "contains":

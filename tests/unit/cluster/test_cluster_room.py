@@ -140,7 +140,7 @@ def test_a_type_of_gpu_that_training_asks_for_and_no_node_has_is_refused_before_
     assert said.startswith("router: training takes 8 x (1 CPU, 1 GPU, 0.001 accelerator_type:A100-80G), each on one node")
     assert "Accelerator types of its nodes: A100." in said
     assert """ray start --resources='{"accelerator_type:A100-80G": 1}'""" in said
-    assert "router.accelerator_type" in said
+    assert "Where all of them have that memory, ask for A100 (router.accelerator_type)." in said
     nodes.total[0] = {**GPU_NODE, "accelerator_type:A100-80G": 1.0}
     check_cluster(config, ArtifactStore(config.root))
 

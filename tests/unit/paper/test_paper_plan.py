@@ -1,3 +1,4 @@
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from firewall_ray.errors import ConfigError
 from firewall_ray.paper.plan import Plan, make_plan
 from firewall_ray.paper.shape import kv_bytes_per_token, memory, num_parameters, shape_of
 from firewall_ray.paper.show import print_plan
+from firewall_ray.store.dataset import Dataset
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import make_query
 
@@ -62,6 +64,7 @@ def config(tmp_path: Path, *overrides: str) -> RunConfig:
             "strong": {"path": "meta-llama/Llama-3.1-70B", "dtype": "bfloat16", "tensor_parallel_size": 4},
         },
         "router": {"designs": ["soft_block", "hard_block"]},
+        "baselines": {"names": ["margin_sampling"]},
         "paper": {"plan": PLAN},
     }
     path = tmp_path / "config.yaml"
@@ -131,7 +134,8 @@ def test_the_plan_that_is_printed_shows_its_arithmetic(tmp_path: Path) -> None:
         assert part in text
 
 
-def test_other_pairs_are_sampled_and_other_backbones_trained(tmp_path: Path) -> None:
+def test_other_pairs_are_sampled_and_other_backbones_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     overrides = [
         "models.weak_3b={path: meta-llama/Llama-3.2-3B}",
         "paper.pairs=[{weak: weak_3b, strong: strong}]",
@@ -140,9 +144,100 @@ def test_other_pairs_are_sampled_and_other_backbones_trained(tmp_path: Path) -> 
         "paper.plan.throughput.weak_3b={prompt_tokens_per_s: 1, generated_tokens_per_s: 1}",
         f"paper.plan.shapes.weak_3b={SHAPES['weak']}",
     ]
-    stages = [row.stage for row in plan(tmp_path, *overrides).rows]
-    samples, routers = ["sample weak", "sample strong", "sample weak_3b"], ["train routers", "score routers"]
-    assert stages == [*samples, *routers, "train llama", "score llama"]
+    overrides += [f"paper.plan.workload.{task}.num_test={number}" for task, number in (("gsm8k", 1_500), ("humaneval", 200))]
+    rows = {row.stage: row for row in plan(tmp_path, *overrides).rows}
+    models, routers = ["weak", "strong", "weak_3b"], ["train routers", "score routers"]
+    expected = [f"sample {key}" for key in models] + [f"grade {key}" for key in models]
+    assert list(rows) == [*expected, *routers, "train llama", "score llama"]
+    # Nothing is trained on Table 2's other pairs: 1,500 + 200 of 9,200 queries.
+    assert [rows[f"sample {key}"].queries for key in models] == [9_200, 9_200, 1_700]
+    assert rows["sample weak_3b"].tokens == 33 * (1_500 * 150 + 200 * 100)
+    assert rows["train llama"].device_hours is None  # neither given nor to be told from its files
+
+
+def test_a_causal_backbone_has_rates_of_its_own_or_those_of_its_size(tmp_path: Path) -> None:
+    tiny = "{path: null, tokenizer: quickstart/models/strong, hidden_size: 64, num_layers: 2, num_heads: 4, intermediate_size: 128}"
+    deep = tiny.replace("num_layers: 2", "num_layers: 4").replace("path: null", "path: null, architecture: llama")
+    small = tiny.replace("path: null", "path: null, architecture: llama")
+    overrides = [f"router.backbone={small}", f"paper.backbones.deep={{backbone: {deep}}}", "paper.backbone_designs=[soft_block]"]
+    rows = {row.stage: row for row in plan(tmp_path, *overrides).rows}
+    own, other = rows["train routers"].device_hours, rows["train deep"].device_hours
+    assert own is not None
+    assert other is not None
+    # A layer of 4 * 64^2 + 3 * 64 * 128 + 2 * 64 = 41,088; two or four of them, a norm of 64 and a head of 64. One design, not two.
+    assert other / (own / 2) == pytest.approx((4 * 41_088 + 128) / (2 * 41_088 + 128))
+    rows = {row.stage: row for row in plan(tmp_path, *overrides, "paper.plan.backbones.deep={training_queries_per_s: 100}").rows}
+    assert rows["train deep"].device_hours == pytest.approx(7_000 * 10 / 100 / 3_600)
+
+
+BASELINES = (
+    "baselines.names=[knn, routellm_mf, hybrid_llm_det, hybrid_llm_prob, hybrid_llm_trans]",
+    "paper.plan.workload.gsm8k.num_test=1500",
+    "paper.plan.workload.gsm8k.references=6",
+    "paper.plan.baselines={embedding_queries_per_s: 92, bart_score_pairs_per_s: 1000, mf_battles_per_s: 7000}",
+)
+
+
+def test_the_baselines_are_counted(tmp_path: Path) -> None:
+    rows = {row.stage: row for row in plan(tmp_path, *BASELINES).rows}
+    assert rows["embed"].device_hours == pytest.approx(100 / 3_600)  # 9,200 / 92
+    assert rows["train routellm_mf"].device_hours == pytest.approx(200 / 3_600)  # 7,000 x 2 x 100 epochs / 7,000
+    assert rows["train routellm_mf"].device == "cpu"
+    # Of 7,000 + 500 queries, 4 of their 6 references (bart_score.max_references), 2 models, 33 responses each.
+    assert "= at most 1,980,000 pairs" in rows["bart_score"].arithmetic
+    assert rows["bart_score"].device_hours == pytest.approx(1_980 / 3_600)
+    assert rows["train hybrid_llm"].device_hours == pytest.approx(7_000 * 10 * 3 / 350 / 3_600)
+    assert rows["score hybrid_llm"].device_hours == pytest.approx(9_200 * 3 / 1_000 / 3_600)
+
+
+def test_every_gpu_stage_has_its_price_and_starts_count(tmp_path: Path) -> None:
+    made = plan(tmp_path, *BASELINES, "paper.plan.price_per_device_hour=2.5", "paper.plan.start_s=36")
+    rows = {row.stage: row for row in made.rows}
+    assert rows["sample strong"].price == pytest.approx((15_355 + 36) * 4 / 3_600 * 2.5)
+    assert rows["train routers"].price == pytest.approx((400 + 8 * 36) / 3_600 * 2.5)
+    assert rows["grade weak"].price is None  # on CPUs
+    assert made.price() == pytest.approx(made.device_hours("gpu") * 2.5)
+    assert made.summary()["price"] == made.price()
+    console = Console(record=True, width=160)
+    print_plan(made, console)
+    assert "money" in console.export_text()
+    assert plan(tmp_path).price() is None
+
+
+def finish(dataset: Dataset, seconds: float, **counts: int) -> None:
+    dataset.begin({})
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    times = {"started_at": start.isoformat(), "finished_at": (start + timedelta(seconds=seconds)).isoformat()}
+    dataset.write_json("_MANIFEST.json", {**dataset.finish({}, counts), **times})
+
+
+def test_the_plan_stands_beside_what_finished_stages_took(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    store = ArtifactStore(made.root)
+    for design in ("soft_block", "hard_block"):
+        finish(store.scores(design), 46)  # in one pass: 46 seconds, not 92
+    rows = {row.stage: row for row in make_plan(made, store).rows}
+    assert (rows["score routers"].measured_s, rows["score routers"].ratio) == (46, pytest.approx(1))
+    assert rows["train routers"].ratio is None
+    assert make_plan(made, store).compared() == (pytest.approx(46), 46)
+
+
+def test_rates_of_a_small_run_predict_a_large_one(tmp_path: Path) -> None:
+    """Three queries took six seconds, and so twice three take twelve."""
+    small, large = (ArtifactStore(str(tmp_path / name)) for name in ("small", "run"))
+    for store, number in ((small, 3), (large, 6)):
+        store.queries().begin({})
+        rows = [make_query("gsm8k", "test", f"{i}?", "{}")._asdict() for i in range(number)]
+        with store.queries().writer() as writer:
+            writer.write_table(pa.Table.from_pylist(rows, schema=store.queries().schema))
+        store.queries().finish({}, {})
+    for design in ("soft_block", "hard_block"):
+        finish(small.scores(design), 6)
+        finish(large.scores(design), 10)
+    made = config(tmp_path, f"paper.plan.rates_from={small.root}")
+    row = {row.stage: row for row in make_plan(made, large).rows}["score routers"]
+    assert row.device_hours == pytest.approx(12 / 3_600)
+    assert row.ratio == pytest.approx(1.2)
 
 
 def test_what_is_there_takes_the_place_of_what_was_assumed(tmp_path: Path) -> None:

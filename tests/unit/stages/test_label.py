@@ -55,6 +55,18 @@ def expected_row(weak: Any, strong: Any) -> dict[str, float]:
     }
 
 
+def test_labels_of_one_split_lose_nothing_of_the_others(tmp_path: Path) -> None:
+    """The weak model of Table 2's pair is sampled on test alone: that the rest has no grades is no loss."""
+    store = ArtifactStore(str(tmp_path))
+    queries = [query("a", split="train"), query("b", split="test"), query("c", split="test")]
+    write_pair(store, queries, [grade("b", "10", True)], [grade(name, "11", True) for name in "abc"])
+    result = label(tmp_path, splits=("test",))
+    assert labels(tmp_path).keys() == {"b"}
+    assert result["left_out"] == {"weak_missing": 1}  # c, and not a
+    assert label(tmp_path, splits=("test",))["action"] == "skip"
+    assert label(tmp_path)["left_out"] == {"weak_missing": 2}
+
+
 def test_a_row_of_labels_is_as_worked_by_hand(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path))
     write_pair(store, [query("a", split="test")], [grade("a", "1000", False)], [grade("a", "1101", True)])

@@ -125,6 +125,18 @@ def test_splits_are_carved_from_a_seeded_shuffle_and_test_keeps_its_order(tmp_pa
     assert [q.question for q in capped] == [by_split["train"][0], *by_split["validation"]]
 
 
+def test_a_cap_on_test_draws_by_the_seed(tmp_path: Path) -> None:
+    tests = [{"question": f"Test {i}?", "answer": f"#### {i}"} for i in range(20)]
+    source = write_folder(tmp_path, train=ROWS, test=tests)
+
+    def drawn(**options: int) -> list[str]:
+        return [query.question for query in load(source, **options) if query.split == "test"]
+
+    assert len(set(drawn(num_test=5))) == 5
+    assert drawn(num_test=5) not in ([row["question"] for row in tests[:5]], drawn(num_test=5, seed=1))
+    assert drawn(num_test=20) == drawn() == [row["question"] for row in tests]
+
+
 def test_the_reference_is_the_number_after_the_marker_without_commas_and_the_whole_solution(tmp_path: Path) -> None:
     query = load(write_folder(tmp_path, train=ROWS[:1], test=[]), num_validation=0)[0]
     assert json.loads(query.reference) == {"answer": "0000", "solution": "Count.\n#### 0,000"}

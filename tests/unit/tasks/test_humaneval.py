@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from firewall_ray.config.grading import HumanevalGradingConfig
+from firewall_ray.config.queries import TasksConfig
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import SandboxUnavailable, TaskError
 from firewall_ray.evaluation.pass_at_k import mean_pass_at_k, pass_at_k
@@ -92,9 +93,21 @@ def test_the_real_data_set_is_a_test_split_whose_prompts_hold_no_tests(shared_da
         assert row["test"].strip() not in query.prompt
 
 
-def test_a_cap_keeps_the_first_problems(tmp_path: Path) -> None:
-    rows = [{**ROW, "prompt": f"def twice(x):  # {i}\n"} for i in range(5)]
-    assert [query.question for query in load(tmp_path, rows, num_test=2)] == ["def twice(x):  # 0\n", "def twice(x):  # 1\n"]
+def test_a_cap_draws_by_the_seed_and_keeps_what_a_smaller_one_has(tmp_path: Path) -> None:
+    rows = [{**ROW, "prompt": f"def twice(x):  # {i}\n"} for i in range(20)]
+    two, five, other = (
+        [query.question for query in load(tmp_path, rows, num_test=number, seed=seed)] for number, seed in ((2, 0), (5, 0), (5, 1))
+    )
+    assert two == five[:2]
+    assert len(set(five)) == 5
+    assert five != other
+    assert five != [row["prompt"] for row in rows[:5]]
+
+
+def test_queries_from_before_the_seed_are_those_of_the_same_settings() -> None:
+    """The options are the queries' settings: a new one among them would make every finished run's queries again."""
+    assert set(TasksConfig.model_validate({"humaneval": {}}).options()["humaneval"]) == {"source", "num_test"}
+    assert TasksConfig.model_validate({"humaneval": {"num_test": 9}}).options()["humaneval"]["seed"] == 0
 
 
 @pytest.mark.parametrize("name", ["test.jsonl", "humaneval_test.jsonl", "humaneval.jsonl", "HumanEval.jsonl"])

@@ -115,8 +115,21 @@ def test_validation_is_carved_from_train_and_test_is_the_data_sets_validation(tm
     assert sorted(by_split["train"] + by_split["validation"]) == [row["question"] for row in ROWS]
     assert by_split["test"] == ["Where is 0?", "Where is 1?", "Where is 2?"]
     assert load(source, num_validation=2) == queries != load(source, num_validation=2, seed=1)
-    capped = load(source, num_validation=2, num_train=1, num_test=1)
-    assert [q.question for q in capped] == [by_split["train"][0], *by_split["validation"], "Where is 0?"]
+    capped = load(source, num_validation=2, num_train=1, num_test=0)
+    assert [q.question for q in capped] == [by_split["train"][0], *by_split["validation"]]
+
+
+def test_a_cap_on_test_draws_by_the_seed_and_does_not_take_the_first(tmp_path: Path) -> None:
+    """The data set lists questions of one source after those of another."""
+    tests = [hub_row(f"Where is {i}?", f"place {i}") for i in range(20)]
+    source = write_folder(tmp_path, train=ROWS, validation=tests)
+
+    def drawn(**options: int) -> list[str]:
+        return [query.question for query in load(source, **options) if query.split == "test"]
+
+    assert len(set(drawn(num_test=5))) == 5
+    assert drawn(num_test=5) not in ([row["question"] for row in tests[:5]], drawn(num_test=5, seed=1))
+    assert drawn(num_test=5) == drawn(num_test=7)[:5]
 
 
 def test_the_reference_is_the_normalized_aliases_and_the_names_as_people_write_them(tmp_path: Path) -> None:
