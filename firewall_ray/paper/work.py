@@ -182,13 +182,16 @@ def _bart(config: RunConfig, store: ArtifactStore, tasks: Mapping[str, WorkloadC
         steps = f"at most {train:,} queries x 2 models x {n} responses x {bart.epochs} epochs = {pairs:,.0f} pairs"
         rate, made = rates.bart_training_pairs_per_s, (store.baseline("bart", pa.schema([])),)
         found.append(Work("train bart", train, pairs, "baselines.bart_training_pairs_per_s", rate, bart.device, 1, made, steps))
-    queries = num_queries(tasks, QUALITY_SPLITS)
-    references = sum(t.num_queries(QUALITY_SPLITS) * min(t.references, bart.max_references) for t in tasks.values())
-    pairs = 2 * n * references
-    steps = f"{queries:,} queries with {references:,.0f} references x 2 models x {n} responses = at most {pairs:,.0f} pairs"
-    outputs = tuple(store.baseline(f"qualities/{key}", QUALITIES) for key in (config.pair.weak, config.pair.strong))
-    rate = rates.bart_score_pairs_per_s
-    found.append(
-        Work("bart_score", queries, pairs, "baselines.bart_score_pairs_per_s", rate, bart.device, bart.replicas.max, outputs, steps)
-    )
+    keys = (config.pair.weak, config.pair.strong)
+    # Of the test split a part is scored, for figure 3 alone: see `bart_qualities.py`.
+    drawn = {name: min(task.num_queries(("test",)), config.paper.bart_score_queries) for name, task in tasks.items()}
+    learnt = {name: task.num_queries(QUALITY_SPLITS) for name, task in tasks.items()}
+    for stage, folder, counts in (("bart_score", "qualities", learnt), ("bart_score of test", "qualities_test", drawn)):
+        queries = sum(counts.values())
+        references = sum(counts[name] * min(task.references, bart.max_references) for name, task in tasks.items())
+        pairs = 2 * n * references
+        steps = f"{queries:,} queries with {references:,.0f} references x 2 models x {n} responses = at most {pairs:,.0f} pairs"
+        outputs = tuple(store.baseline(f"{folder}/{key}", QUALITIES) for key in keys)
+        rate, field = rates.bart_score_pairs_per_s, "baselines.bart_score_pairs_per_s"
+        found.append(Work(stage, queries, pairs, field, rate, bart.device, bart.replicas.max, outputs, steps))
     return found
