@@ -177,7 +177,7 @@ def needs(config: RunConfig) -> list[Need]:
     # Backbones differ in what they train, not in where.
     found += [training_need(config.router), actors_need("scoring", config.scoring)]
     names = set(config.baselines.names)
-    if {"knn", "routellm_mf"} & names:
+    if {"knn", "routellm_mf", "routellm_mf_published"} & names and config.baselines.embedding.openai is None:
         found.append(actors_need("baselines.embedding", config.baselines.embedding))
     if any(name.startswith("hybrid_llm") for name in names):
         found.append(actors_need("baselines.bart_score", config.baselines.bart_score))
