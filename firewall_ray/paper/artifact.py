@@ -95,7 +95,8 @@ def collect(config: RunConfig, store: ArtifactStore, names: list[str]) -> Result
         of_pair, its_validation = read_labels(own, list(LABEL_DESIGNS))
         # Table 2 is about routers that are not trained again, so scores are the run's, but for the one that reads the weak model.
         places = {name: own if name == MARGIN_SAMPLING and own.scores(name).state() != "missing" else store for name in names}
-        scores = [read_scores(place, name, of_pair, its_validation) for name, place in places.items()]
+        # The other pair's labels are of the test split alone: what is calibrated on validation is calibrated on the run's.
+        scores = [read_scores(place, name, of_pair, its_validation or validation_ids) for name, place in places.items()]
         pairs[pair_name(pair)] = build_report(config.model_copy(update={"pair": pair}), of_pair, scores, reference)
         if SECOND not in settings:
             # The first of them is Table 2's pair. Another weak model's margins would be another method.

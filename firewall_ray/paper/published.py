@@ -83,7 +83,7 @@ def implied_apgr(rates: ArrayLike, ends: tuple[float, float], metric: str = "apg
     """APGR in percent of a monotone cubic (PCHIP) through the ends and the three printed pass rates, (3,), in percent.
 
     >>> [round(implied_apgr([22.48, 38.99, 52.88], (9.94, 60.0), metric), 1) for metric in ("apgr_mean", "apgr")]
-    [55.1, 55.6]
+    [55.0, 55.4]
     """
     rates = np.asarray(rates, dtype=np.float64)
     points = np.array([ends[0], *rates, ends[1]])
