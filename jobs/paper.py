@@ -65,6 +65,7 @@ def main(
     needs_ray = joins_running if dry_run else not (plan or tables_only)
     with job("paper", config, root, set_, needs_ray=needs_ray, writes=writes) as context:
         # Seconds to import, which --help need not wait for.
+        from firewall_ray.baselines.run import check_key
         from firewall_ray.paper.artifact import load_claims, run_paper
         from firewall_ray.paper.calibration import run_calibration
         from firewall_ray.paper.plan import make_plan
@@ -100,6 +101,7 @@ def main(
             context.results.append({"stage": "dry_run", "checks": [finding._asdict() for finding in findings]})
             return
         if not tables_only:
+            check_key(context.config)
             check_cluster(context.config, context.store, others=other_models(context.config))
         todo = {} if tables_only else steps()
         for number, (name, step) in enumerate(todo.items(), start=1):

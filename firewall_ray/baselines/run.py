@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from firewall_ray.baselines.embedders import api_key
 from firewall_ray.baselines.embeddings import centred, embedding_name, read_embeddings, run_embedding
 from firewall_ray.baselines.hybrid_llm_stages import hybrid_labels, run_hybrid_labels
 from firewall_ray.baselines.knn import knn_scores
@@ -55,6 +56,13 @@ def run_baselines(config: RunConfig, store: ArtifactStore, *, limit: int | None 
         results.append(run_training(trained, store, labels=hybrid_labels(store), designs=designs, limit=limit, force=force))
         results.append(run_scoring(config, store, designs=designs, force=force))
     return results
+
+
+def check_key(config: RunConfig) -> None:
+    """Raises ConfigError where embeddings are to be bought and their key is not set: before a day of sampling, not after it."""
+    api = config.baselines.embedding.openai
+    if api is not None and set(ON_EMBEDDINGS) & set(config.baselines.names):
+        api_key(api)
 
 
 def read_labelled(store: ArtifactStore, limit: int | None = None) -> pa.Table:

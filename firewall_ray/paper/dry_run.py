@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from firewall_ray.baselines.run import ON_EMBEDDINGS
 from firewall_ray.cluster.room import Need, actors_need, lack_of_room
 from firewall_ray.config.models import OpenAIModelConfig, VllmModelConfig
 from firewall_ray.config.run import RunConfig
@@ -177,7 +178,7 @@ def needs(config: RunConfig) -> list[Need]:
     # Backbones differ in what they train, not in where.
     found += [training_need(config.router), actors_need("scoring", config.scoring)]
     names = set(config.baselines.names)
-    if {"knn", "routellm_mf", "routellm_mf_published"} & names and config.baselines.embedding.openai is None:
+    if set(ON_EMBEDDINGS) & names and config.baselines.embedding.openai is None:
         found.append(actors_need("baselines.embedding", config.baselines.embedding))
     if any(name.startswith("hybrid_llm") for name in names):
         found.append(actors_need("baselines.bart_score", config.baselines.bart_score))

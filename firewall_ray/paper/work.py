@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from firewall_ray.baselines.embeddings import embedding_name
+from firewall_ray.baselines.run import ON_EMBEDDINGS
 from firewall_ray.config.paper import WorkloadConfig
 from firewall_ray.config.run import RunConfig
 from firewall_ray.errors import ConfigError
@@ -144,7 +145,7 @@ def _baselines(config: RunConfig, store: ArtifactStore, tasks: Mapping[str, Work
     names, rates, section = config.baselines.names, config.paper.plan.baselines, config.baselines
     every, train = num_queries(tasks), num_queries(tasks, ("train",))
     found = []
-    if {"knn", "routellm_mf", "routellm_mf_published"} & set(names):
+    if set(ON_EMBEDDINGS) & set(names):
         embedding = section.embedding
         # Of an API nothing runs here: its row says how much there is to embed.
         device = "none" if embedding.openai else embedding.device

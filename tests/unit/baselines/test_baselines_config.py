@@ -4,7 +4,9 @@ import pytest
 from handmade import make_config
 from pydantic import ValidationError
 
+from firewall_ray.baselines.run import check_key
 from firewall_ray.config.baselines import BaselineName, BaselinesConfig, HybridDesign
+from firewall_ray.errors import ConfigError
 from firewall_ray.schemas import HYBRID_DESIGNS
 
 
@@ -29,3 +31,13 @@ def test_all_baselines_are_made_unless_some_are_named() -> None:
 def test_settings_that_contradict_each_other_are_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         BaselinesConfig.model_validate(section)
+
+
+def test_a_key_that_is_not_set_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    bought = {"names": ["knn"], "embedding": {"openai": {"api_key_env": "THE_KEY"}}}
+    monkeypatch.delenv("THE_KEY", raising=False)
+    with pytest.raises(ConfigError, match="THE_KEY"):
+        check_key(make_config("/r", baselines=bought))
+    check_key(make_config("/r", baselines={**bought, "names": ["margin_sampling"]}))
+    monkeypatch.setenv("THE_KEY", "k")
+    check_key(make_config("/r", baselines=bought))
