@@ -125,7 +125,10 @@ def test_a_calibration_samples_once_for_all_rules_and_goes_on_where_it_stopped(c
     config = load_config(config_file)
     grid = {"num_queries": 6, "num_samples": 2, "temperatures": [0.7], "keep_trailing_space": [True, False], "stop": [True]}
     paper = {"targets": {"weak": {"tiny_facts": 50.0}}, "calibration": grid}
-    config = RunConfig.model_validate({**config.model_dump(), "root": f"{config.root}_calibrated", "paper": paper})
+    # Asked raw: in a chat no prompt ends in a space, and there would be nothing to choose.
+    models = {key: {**model.model_dump(), "prompt": "raw"} for key, model in config.models.items()}
+    changed = {"root": f"{config.root}_calibrated", "paper": paper, "models": models}
+    config = RunConfig.model_validate({**config.model_dump(), **changed})
     store = ArtifactStore(config.root)
     calibrated, results = run_calibration(config, store)
     assert {each.setting.keeps_space for each in calibrated} == {True, False}
