@@ -77,7 +77,7 @@ def _curves(setting: Setting, task: str, config: RunConfig) -> dict[str, Curve]:
     }
     ends = resampled[RANDOM]
     # The line between each resample's own ends: it moves with the two models there, and only what a router adds is left.
-    line = Curve(RANDOM, linear(np.linspace(weak.mean(), strong.mean(), len(FRACTIONS))), linear(ends))
+    line = Curve(RANDOM, np.linspace(weak.mean(), strong.mean(), len(FRACTIONS)), linear(ends))
     return {**found, RANDOM: line}
 
 
