@@ -43,7 +43,7 @@ class Connection:
         self._say = say
         self._running = running
         self._max_requests = max_requests
-        self.num_requests = 0  # answered, in flight, or timed out; what was refused costs nothing
+        self.num_requests = 0  # answered, in flight, to be tried again, or timed out; what was refused for good costs nothing
         self._url = config.base_url.rstrip("/") + ("/chat/completions" if config.api == "chat" else "/completions")
         headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
         # httpx keeps 20 connections alive unless told otherwise, and would open the others anew for every request.
@@ -90,33 +90,40 @@ class Connection:
 
     async def _post(self, body: Body) -> Body:
         self._slots = self._slots or asyncio.Semaphore(self._config.max_concurrency)
-        async for attempt in self._patience.retrying():
-            with attempt:
-                # The slot is given back before the wait for the next try: meanwhile others may be answered.
-                async with self._slots:
-                    self.check()
-                    response = await self._send(body)
-                return self._answer(response)
+        is_taken = False  # one of max_requests, which nobody has been paid for yet
+        try:
+            async for attempt in self._patience.retrying():
+                with attempt:
+                    # The slot is given back before the wait for the next try: meanwhile others may be answered. The place among
+                    # max_requests is not, or another request would find none left while this one is still to be answered.
+                    async with self._slots:
+                        self.check()
+                        if not is_taken:
+                            self._take()
+                            is_taken = True
+                        try:
+                            response = await self._send(body)
+                        except httpx.ReadTimeout:
+                            is_taken = False  # the server may have worked on it, and ask money for it
+                            raise
+                        is_taken = response.status_code != 200
+                    return self._answer(response)
+        finally:
+            self.num_requests -= is_taken
         raise AssertionError("unreachable: the last attempt raises")
 
-    async def _send(self, body: Body) -> httpx.Response:
-        # Taken before the request is sent, or all that are in flight would go beyond the limit.
+    def _take(self) -> None:
+        # Before the request is sent, or all that are in flight would go beyond the limit.
         if self._max_requests is not None and self.num_requests >= self._max_requests:
             raise RequestsSpent
         self.num_requests += 1
+
+    async def _send(self, body: Body) -> httpx.Response:
         self._running(+1)
         try:
-            response = await self.client.post(self._url, json=body)
-        except httpx.ReadTimeout:
-            raise  # the server may have worked on it, and ask money for it
-        except httpx.TransportError:
-            self.num_requests -= 1
-            raise
+            return await self.client.post(self._url, json=body)
         finally:
             self._running(-1)
-        if response.status_code != 200:
-            self.num_requests -= 1
-        return response
 
     def _answer(self, response: httpx.Response) -> Body:
         try:

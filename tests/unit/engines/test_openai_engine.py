@@ -71,7 +71,10 @@ def server() -> Iterator[FaultyServer]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # five is the default; what comes beyond it at once is refused by the kernel
+
+    http = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     state.url = f"http://127.0.0.1:{http.server_port}/v1"
     yield state

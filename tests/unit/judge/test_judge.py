@@ -216,6 +216,21 @@ def test_a_refused_call_is_not_counted_and_one_that_is_asked_again_is(tmp_path: 
         unreadable.judge(ONE)
 
 
+def test_a_call_that_is_tried_again_keeps_its_place_within_the_bound(tmp_path: Path) -> None:
+    refused: list[Body] = []
+
+    def refuses_first(body: Body) -> Any:
+        if not refused:
+            refused.append(body)
+            return (429, {"error": {"message": "slow down"}}, {"retry-after": "0.2"})
+        return verdict("right")
+
+    run = Run(tmp_path, server := JudgeServer(refuses_first), max_calls=3)
+    with pytest.raises(ConfigError, match="max_calls"):
+        run.judge([ToJudge(f"q{number}?", None, ["yes"]) for number in range(5)])
+    assert (len(server.asked) - 1, run.counts["calls"]) == (3, 3)  # another would take its place, and it would find none left
+
+
 # Servers ---------------------------------------------------------------------------------------------------------------
 
 
