@@ -57,8 +57,15 @@ def bare_rate(config: RunConfig, store: ArtifactStore, model: str) -> float:
         "prompts": store.queries().read(["prompt"])["prompt"].to_pylist(),
         "n": config.sampling.num_samples,
     }
-    environment = {
-        **os.environ,
+    environment = {**os.environ, **bare_environment(spec)}
+    script = [sys.executable, __file__, "--bare"]
+    done = subprocess.run(script, input=json.dumps(request), env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def bare_environment(spec: VllmModelConfig) -> dict[str, str]:
+    """What an engine's actor has."""
+    return {
         "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(spec.kv_cache_gib)),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -66,9 +73,6 @@ def bare_rate(config: RunConfig, store: ArtifactStore, model: str) -> float:
         # What Ray gives the actor. Set before the process starts: torch reads it once, when it is imported.
         "OMP_NUM_THREADS": str(max(1, int(spec.num_cpus))),
     }
-    script = [sys.executable, __file__, "--bare"]
-    done = subprocess.run(script, input=json.dumps(request), env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
 
 
 def bare(request: dict[str, Any]) -> float:
