@@ -37,8 +37,8 @@ READ_PER_TOKEN = 32
 def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> tuple[list[list[int]], np.ndarray]:
     """Token ids of each prompt, its first `max_length` at most, and which prompts were longer: bool, (num_prompts,).
 
-    Of a prompt only the first `READ_PER_TOKEN * max_length` characters are looked at. A prompt without any token (the empty string, where the tokenizer adds none of its own) becomes one pad token, because
-    a network cannot read nothing.
+    Of a prompt only the first `READ_PER_TOKEN * max_length` characters are looked at. A prompt without any token (the
+    empty string, where the tokenizer adds none of its own) becomes one pad token, because a network cannot read nothing.
     """
     limit = READ_PER_TOKEN * max_length
     read = [prompt[:limit] for prompt in prompts]

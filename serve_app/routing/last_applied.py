@@ -1,7 +1,7 @@
 """The user_config that router replicas applied last, for those that start later. Runs on router replicas.
 
-Serve hands a replica that starts the newest user_config, also one that the replicas which run have refused. Without this, it would die of it,
-and be started again, and die. Kept in the cluster's own key-value store, as long as the cluster is there.
+Serve hands a replica that starts the newest user_config, also one that the replicas which run have refused. Without this, it would
+die of it, and be started again, and die. Kept in the cluster's own key-value store, as long as the cluster is there.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""How much the router reads in a given time, measured as it goes. Runs on router replicas, and on ingress replicas, which ask them."""
+"""How much the router reads in a given time, measured as it goes. Runs on router replicas, and on the ingress that asks them."""
 
 OVERHEAD = 100  # characters that take as long as what every text costs, however short
 LONGEST = 16_384  # of one text; of longer ones the tokenizer sees no more (`data.READ_PER_TOKEN` of 512 tokens)

@@ -6,6 +6,7 @@ The score comes from the predictor that the offline jobs use, and it meets its t
 import asyncio
 import logging
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -26,10 +27,11 @@ from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.metrics import RayMetrics
 from serve_app.routing.budget import BudgetController
-from serve_app.routing.decision import Decision, DecisionRequest
+from serve_app.routing.decision import Decision, DecisionRequest, Spent
 from serve_app.routing.drift import ScoreDrift
 from serve_app.routing.last_applied import LastApplied
 from serve_app.routing.slices import Slices
+from serve_app.serve_settings import REPLICA_SETTINGS
 
 # Calls, never reached: an ingress has one more under way than there are replicas. Serve's own 5 would hold them back.
 MAX_ONGOING_REQUESTS = 1_000
@@ -149,8 +151,9 @@ class Router:
         predictor.predict(["warm up"])  # so that the first request is not slow
         return predictor
 
-    async def decide_all(self, requests: list[DecisionRequest]) -> list[list[Decision] | Exception]:
-        """For each request one decision a text, in order; or why there is none, which is no other request's fault.
+    async def decide_all(self, requests: list[DecisionRequest], spent: Sequence[Spent] = ()) -> list[list[Decision] | Exception]:
+        """For each request one decision a text, in order; or why there is none, which is no other request's fault. spent: what
+        became of earlier ones.
 
         A text that is a question is put into the card's prompt template first, as for training. The prompt's hash breaks ties,
         so it takes the same way as offline.
@@ -159,6 +162,10 @@ class Router:
         predictor, budgets, drift = self._predictor, self._budgets, self._drift
         assert predictor is not None
         assert drift is not None
+        if budgets is not None:
+            for each in spent:
+                is_strong, is_counted = each.answered == "strong", each.decided is not None
+                budgets.settle(self._target(each.strong_fraction), is_strong=is_strong, is_counted=is_counted)
         template = predictor.card.prompt_template
         prompts = [
             [template.format(question=text) for text in each.texts] if each.are_questions else each.texts for each in requests
@@ -179,10 +186,19 @@ class Router:
                 self._watch(drift, scored.p_weak)
         return decided
 
+    async def may_stand_in(self, strong_fraction: float | None, is_counted: bool) -> bool:
+        """Whether the strong model may answer for the weak one at this fraction, see `BudgetController.may_stand_in`."""
+        if self._budgets is None:
+            return True
+        return self._budgets.may_stand_in(self._target(strong_fraction), is_counted=is_counted)
+
+    def _target(self, strong_fraction: float | None) -> float:
+        return self._strong_fraction if strong_fraction is None else strong_fraction
+
     def _decide(
         self, request: DecisionRequest, prompts: list[str], scored: Scored, card: RouterCard, budgets: BudgetController | None
     ) -> list[Decision]:
-        target = self._strong_fraction if request.strong_fraction is None else request.strong_fraction
+        target = self._target(request.strong_fraction)
         threshold = card.quantiles.threshold(target) if budgets is None else budgets.threshold(target)
         strong = goes_strong(scored.p_weak, prompts, threshold, self._tie_seed)
         if budgets is not None and request.counts:
@@ -237,6 +253,7 @@ def router_deployment(config: RunConfig, store: ArtifactStore, name: str, pair: 
         "num_cpus": scoring.num_cpus,
         "num_gpus": 1 if scoring.device == "gpu" else 0,
         "resources": config.serving.node_resources,
+        "runtime_env": {"env_vars": REPLICA_SETTINGS},
     }
     deployment = serve.deployment(
         Router,

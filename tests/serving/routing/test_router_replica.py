@@ -18,7 +18,7 @@ from firewall_ray.router.card import RouterCard
 from firewall_ray.router.predict import Scored
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
-from serve_app.routing.decision import Decision, DecisionRequest
+from serve_app.routing.decision import Decision, DecisionRequest, Spent
 from serve_app.routing.replica import Router, RouterUserConfig
 
 WINDOW = 200
@@ -192,6 +192,22 @@ def test_a_swapped_router_begins_anew_and_another_default_does_not() -> None:
     asyncio.run(test())
 
 
+def test_a_replica_says_whether_there_is_room_for_a_stand_in_and_is_told_what_was_spent_otherwise() -> None:
+    async def test() -> None:
+        router = await replica(strong_fraction=0.5)
+        assert router._budgets is not None
+        allowed = [await router.may_stand_in(None, False) for _ in range(10)]
+        # max_step is 1/3, and each takes half a call of surplus: 0.5, 1/3, and at 1/6 it is less than half of the target.
+        assert allowed == [True, True] + [False] * 8
+        await router.decide_all([], [Spent(None, "weak", "strong"), Spent(0.2, "strong", None)])
+        assert (router._budgets.budget(0.5).surplus, router._budgets.budget(0.2).surplus) == (0.0, 0.8)
+        unlimited = await replica(window=None)
+        assert await unlimited.may_stand_in(0.2, True)
+        await unlimited.decide_all([], [Spent(None, "weak", "strong")])
+
+    asyncio.run(test())
+
+
 # Drift ---------------------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +335,9 @@ def test_a_replica_does_not_start_with_a_user_config_that_cannot_be_applied() ->
     asyncio.run(test())
 
 
-def test_a_replica_that_starts_under_a_refused_user_config_begins_with_what_the_others_have(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_replica_that_starts_under_a_refused_user_config_begins_with_what_the_others_have(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Serve hands it the newest, over which it would die again and again."""
 
     async def test() -> None:
