@@ -3,12 +3,15 @@
 import json
 import logging
 import signal
+from ipaddress import ip_address
 from typing import Annotated
 
 import typer
 
 from firewall_ray.cli import ConfigOption, RootOption, SetOption, job
 from firewall_ray.cluster.display import console
+from firewall_ray.config.serving import ServingConfig
+from firewall_ray.errors import ConfigError
 from serve_app import serve_settings
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to bind. 0.0.0.0 opens it to the network: see serving.api_keys.")]
@@ -23,6 +26,7 @@ def main(
     """Serve the router and its pair of models until Ctrl-C. Starting two engines takes minutes on a small machine."""
     serve_settings.apply()
     with job("serve", config, root, set_, needs_ray=True, writes=[]) as context:
+        check_host(host, context.config.serving)
         logger.info("serve: starting router, weak and strong model ...")
         from ray import serve  # Seconds to import: --help and a wrong config answer at once.
 
@@ -34,6 +38,27 @@ def main(
         # Not through logging: importing ray.serve.llm has put JSON into its place.
         console.print(f"serve: up. Try:\n{curl_line(host, port)}", markup=False, highlight=False, soft_wrap=True)
         signal.pause()
+
+
+def check_host(host: str, serving: ServingConfig) -> None:
+    """Raises ConfigError where whoever reaches this machine could ask without a key."""
+    if serving.api_keys == "disabled" and not is_loopback(host):
+        raise ConfigError(
+            f"--host {host} opens the endpoint to the network, and serving.api_keys is `disabled`: whoever reaches the port could "
+            "use it. Make a key with `python -m serve_app.api_keys NAME` and list what it prints, or leave --host out."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what is bound to `host`.
+
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", "10.0.0.5", "node-1")]
+    [True, True, True, False, False, False, False]
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name: of what it resolves to, nobody knows for how long
+        return host == "localhost"
 
 
 def curl_line(host: str, port: int) -> str:

@@ -26,6 +26,7 @@ from serve_app.models.deployment import llm_config
 from serve_app.models.replica import ModelServer
 from serve_app.routing.replica import router_deployment
 from serve_app.routing.request import FIREWALL, is_reserved
+from serve_app.serve_settings import REPLICA_SETTINGS
 
 # The ingress refuses what is too much itself, in OpenAI's shape (`serving.max_in_flight`), before Serve would.
 SERVE_MAX_ONGOING = 10_000
@@ -74,7 +75,11 @@ def compose(config: RunConfig) -> Application:
         serve.ingress()(Ingress),
         name="Ingress",
         max_ongoing_requests=SERVE_MAX_ONGOING,
-        ray_actor_options={"num_cpus": 1, "resources": serving.node_resources},  # one event loop: more it cannot use
+        ray_actor_options={
+            "num_cpus": 1,  # one event loop: more it cannot use
+            "resources": serving.node_resources,
+            "runtime_env": {"env_vars": REPLICA_SETTINGS},
+        },
         autoscaling_config={
             "min_replicas": serving.ingress_replicas.min,
             "max_replicas": serving.ingress_replicas.max,

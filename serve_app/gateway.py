@@ -22,12 +22,15 @@ from serve_app.models.client import ModelClient
 from serve_app.recording.exchange import Exchange, Observer
 from serve_app.routing.client import RouterClient
 from serve_app.routing.conversations import HEADER, Conversations, conversation_key, first_turn
-from serve_app.routing.decision import OTHER, Decision, Reason
+from serve_app.routing.decision import OTHER, Decision, Reason, certain
 from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, routing_options
+from serve_app.routing.stand_ins import StandIns
+from serve_app.work import WorkInFlight
 
 CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
 RETRY_AFTER_S = 1
-MAX_PROMPTS = 2_048  # of one request; millions fit into a body, and would keep the router from everybody else
+MAX_PROMPTS = 2_048  # of one /v1/route; millions fit into a body
+READY_S = 5.0
 
 logger = logging.getLogger("ray.serve")
 
@@ -57,6 +60,8 @@ class Gateway:
         self._observers = observers
         self._fail_open: Route = serving.shadow or serving.fail_open
         self._conversations = Conversations()
+        self._work = WorkInFlight(serving)
+        self._stand_ins = StandIns(router, serving)
 
     # Requests --------------------------------------------------------------------------------------------------------
 
@@ -85,6 +90,7 @@ class Gateway:
         streams = exchange.streams = wants_stream(parsed)
         options = routing_options(parsed.get("model"), request.headers, self.ids)
         text = self._text_of(exchange.endpoint, parsed)
+        exchange.work = self._work.begin(parsed, exchange.key_name)  # before the router reads prompts that no model will
         exchange.text = text.texts[0] if text.texts else None
         key = None
         # A completion has no turns.
@@ -126,16 +132,15 @@ class Gateway:
         if parsed.get("prompt") is not None and not text.texts:
             message = "prompt: must be a text or a list of texts; the router reads no token ids."
             raise RequestRefused(400, message, code="invalid_type", param="prompt")
-        # No model waits for these: a batch has the time of as many requests.
-        timeout_s = self._serving.router_timeout_s * len(text.texts)
-        return await self._decide(routing_options(parsed.get("model", FIREWALL), headers, self.ids), text, timeout_s)
+        return await self._decide(routing_options(parsed.get("model", FIREWALL), headers, self.ids), text)
 
-    async def ready(self) -> dict[str, str]:
-        """What is wrong with router and models, by name; empty when all of them answer."""
-        checks: dict[str, Awaitable[Any]] = {"router": self._router.decide(["ready?"], None, True)}
-        checks |= {self.ids[route]: model.check() for route, model in self._models.items()}
-        results = await asyncio.gather(*(asyncio.wait_for(check, 5) for check in checks.values()), return_exceptions=True)
-        return {name: type(e).__name__ for name, e in zip(checks, results, strict=True) if isinstance(e, BaseException)}
+    def checks(self) -> dict[str, Callable[[], Awaitable[Any]]]:
+        """What has to answer before clients are let in, by name; each raises what is wrong."""
+
+        async def router() -> None:
+            await self._router.decide(["ready?"], None, True, timeout_s=READY_S)
+
+        return {"router": router, **{self.ids[route]: model.check for route, model in self._models.items()}}
 
     # Decisions -------------------------------------------------------------------------------------------------------
 
@@ -153,10 +158,12 @@ class Gateway:
 
     async def _decide_request(self, exchange: Exchange, options: RoutingOptions, text: Text, key: bytes | None) -> Decision:
         """One decision for a request, since one model answers it: the strong one as soon as one of its texts needs it."""
-        if key is not None and (known := self._conversations.recall(key)) is not None:
+        if options.route is None and (needs_no_router := certain(options.strong_fraction)) is not None:
+            decision = needs_no_router
+        elif key is not None and (known := self._conversations.recall(key)) is not None:
             decision = known.sticky()
         else:
-            decisions = await self._decide(options, text, self._serving.router_timeout_s, counts=True)
+            decisions = await self._decide(options, text, counts=True)
             decisive = next((i for i, each in enumerate(decisions) if each.route == "strong"), 0)
             decision = decisions[decisive]
             if text.texts:
@@ -164,27 +171,29 @@ class Gateway:
             if key is not None:
                 # What the score chose: in shadow mode, what is done with it is said anew at each turn.
                 self._conversations.remember(key, decision)
-        if self._serving.shadow is not None and decision.reason in ("score", "sticky"):
+        if self._serving.shadow is not None and decision.reason in ("score", "sticky", "fraction"):
             decision = decision.shadowed_by(self._serving.shadow)
         return decision
 
-    async def _decide(self, options: RoutingOptions, text: Text, timeout_s: float, *, counts: bool = False) -> list[Decision]:
+    async def _decide(self, options: RoutingOptions, text: Text, *, counts: bool = False) -> list[Decision]:
         """One decision a text, at least one."""
         if options.route is not None:
             # /v1/route answers for each text, though none of them was looked at.
             return [Decision(options.route, "requested")] * max(1, len(text.texts))
+        fraction = options.strong_fraction
         if not text.texts:
-            return [Decision(self._fail_open, "no-text")]
+            return [certain(fraction) or Decision(self._fail_open, "no-text", strong_fraction=fraction)]
+        # A batch has the time of as many requests, but no more than an answer may take.
+        timeout_s = min(self._serving.router_timeout_s * len(text.texts), self._serving.answer_timeout_s)
         reason: Reason
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._router.decide(text.texts, options.strong_fraction, text.are_questions, counts)
+            return await self._router.decide(text.texts, fraction, text.are_questions, counts, timeout_s=timeout_s)
         except TimeoutError:
             reason = "router-timeout"
         except Exception as e:  # whatever befell the router, the models can still answer
             reason = "router-failed"
             logger.warning("The router failed (%s); the request goes to the %s model.", type(e).__name__, self._fail_open)
-        return [Decision(self._fail_open, reason)] * len(text.texts)
+        return [certain(fraction) or Decision(self._fail_open, reason, strong_fraction=fraction)] * len(text.texts)
 
     # Answers ---------------------------------------------------------------------------------------------------------
 
@@ -193,18 +202,25 @@ class Gateway:
         routes = [decision.route]
         if self._serving.fallback and decision.reason != "requested":
             routes.append(OTHER[decision.route])
-        causes = []
+        causes: list[str] = []
         for route in routes:
+            stands_in = bool(causes) and route == "strong"
+            if stands_in and not await self._stand_ins.may(decision):
+                break
             try:
                 answer = await self._models[route].ask(exchange.endpoint, body, streams=streams)
             except ModelUnavailable as e:
                 causes.append(e.why)
+                exchange.fallback = exchange.fallback or e.why  # of the model that was to answer; the other's is in the message
+                if stands_in:
+                    self._stand_ins.did_not(decision)
                 continue
             exchange.answered_by = route
-            exchange.fallback = causes[0] if causes else None
+            self._stand_ins.settle(decision, route, stood_in=stands_in)
             return answer
-        exchange.fallback = causes[0]  # of the model that was to answer; the other's is in the message
-        tried = " nor ".join(f"{self.ids[route]} ({cause})" for route, cause in zip(routes, causes, strict=True))
+        tried = " nor ".join(f"{self.ids[route]} ({cause})" for route, cause in zip(routes, causes, strict=False))
+        if len(causes) < len(routes):
+            tried += f", and {self.ids['strong']} may not answer for it at this strong fraction"
         if set(causes) == {"timeout"}:
             raise RequestRefused(504, f"No answer in time from {tried}.", code="model_timeout")
         raise RequestRefused(503, f"No answer from {tried}. Try again.", code="model_unavailable", retry_after_s=RETRY_AFTER_S)
@@ -230,6 +246,7 @@ class Gateway:
             self._close(exchange, exchange.status)
 
     def _close(self, exchange: Exchange, status: int) -> None:
+        self._work.end(exchange.work, exchange.key_name)
         exchange.status = status
         exchange.total_s = exchange.elapsed_s()
         for observer in self._observers:

@@ -1,4 +1,4 @@
-"""Ray Serve's own settings that make it fast. docs/serving.md says what each gained.
+"""Ray Serve's own settings that make it fast, and large bodies possible. docs/serving.md says what each gained.
 
 Ray Serve reads them when it is imported, in every process. `apply` sets them for a Ray that this process starts; a cluster's
 `ray start` has them in its environment (ray_cluster.yaml, deploy/kuberay/).
@@ -15,8 +15,12 @@ SETTINGS = {
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
 }
 
+# Of every replica (in its runtime_env). Replicas talk gRPC, whose own limit is 4 MiB a message: larger bodies and answers
+# came to nothing, as a 503. 2 GiB less a byte is the most that it takes; `serving.max_body_mib` is what limits bodies.
+REPLICA_SETTINGS = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1)}
+
 
 def apply() -> None:
     """Put them into this process' environment, where it says nothing else. Call it before anything imports `ray.serve`."""
-    for name, value in SETTINGS.items():
+    for name, value in (SETTINGS | REPLICA_SETTINGS).items():
         os.environ.setdefault(name, value)

@@ -79,19 +79,49 @@ class ServingConfig(NodeGroupConfig):
     fail_open: Route = Field(
         "weak", description="Who answers when the router cannot. A strong model sized for its share could not take all traffic."
     )
-    router_timeout_s: float = Field(0.5, gt=0, description="The router's time to decide; later, the request takes fail_open.")
+    router_timeout_s: float = Field(
+        0.5,
+        gt=0,
+        description="The router's time to decide, from when it is asked; later, the request takes fail_open. Under load a request "
+        "waits for its turn up to four times as long before.",
+    )
     fallback: bool = Field(True, description="The other model answers when the chosen one is dead, overloaded or too slow.")
+    stand_in_share: float = Field(
+        1,
+        ge=0,
+        le=1,
+        description="Of the last 1,000 requests for the router, on each ingress replica, those at most that the strong model "
+        "answers in the weak one's place; beyond it they are a 503. With budget_control, the budget has to have room besides.",
+    )
     first_token_timeout_s: float = Field(60, gt=0, description="A stream's time to its first byte.")
     answer_timeout_s: float = Field(600, gt=0, description="The time to a whole answer, of a request that does not stream.")
 
     # Limits
     max_in_flight: Positive = Field(256, description="Requests that an ingress replica works on; more are refused with a 429.")
     max_in_flight_per_key: Positive = Field(64, description="Of these, for one API key.")
-    max_body_mib: float = Field(16, gt=0, description="Larger bodies are refused with a 413. Images in a chat are large.")
+    max_answers: int = Field(
+        256,
+        ge=1,
+        le=1_024,  # vLLM's VLLM_MAX_COMPLETION_PROMPTS: of more prompts it takes none
+        description="Answers that one request may ask for, its prompts times `n`; more are refused with a 400.",
+    )
+    max_tokens: Positive = Field(2**20, description="Tokens that one request may ask for, answers times `max_tokens`; else a 400.")
+    max_tokens_in_flight: Positive = Field(
+        2**23,
+        description="Tokens that the requests of an ingress replica may come to together, 1,024 an answer where one does not say; "
+        "beyond it they are refused with a 429.",
+    )
+    max_tokens_in_flight_per_key: Positive = Field(2**21, description="Of these, for one API key.")
+    max_body_mib: float = Field(16, gt=0, le=1_024, description="Larger bodies are refused with a 413. Images in a chat are large.")
     body_timeout_s: float = Field(60, gt=0, description="A body's time to arrive; it holds a place in flight meanwhile.")
     api_keys: Annotated[Annotated[list[ApiKeyConfig], Field(min_length=1)] | Literal["disabled"] | None, HIDDEN] = Field(
         None,
         description="Who may call. `disabled` lets in whoever reaches the port, and must be said in words: None does not serve.",
+    )
+    allowed_hosts: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="Names by which clients may ask, beside localhost and addresses. None: any with api_keys; without, "
+        "none, since a page elsewhere could have its name resolve here and read the answers. ['*']: any.",
     )
 
     # Size

@@ -15,8 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from firewall_ray.config.serving import ServingConfig
 from serve_app.api_keys import holder
 from serve_app.errors import RequestRefused
+from serve_app.http.hosts import host_is_allowed
 
-OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # the page and the probes; nothing that costs or tells anything
+PROBES = frozenset({"/health", "/ready"})  # by whatever name: load balancers have their own
+OPEN_PATHS = PROBES | {"/"}  # and the page: nothing that costs or tells anything
 RETRY_AFTER_S = 1
 # After a 408 nobody knows where the next request would begin.
 _HEADERS = {401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}}
@@ -55,6 +57,10 @@ class Admission:
     def _caller(self, scope: Scope) -> str | None:
         """The name of the caller's key; None where none is needed."""
         headers = Headers(scope=scope)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path not in PROBES and not host_is_allowed(headers.get("host"), self._serving):
+            message = "This server is not asked by that name. Its operator can add it to serving.allowed_hosts."
+            raise RequestRefused(403, message, code="host_not_allowed")
         if self._serving.api_keys == "disabled":
             # A page of any site can have its visitors' browsers post to a server that they reach. Only a key, which the page
             # does not have, or this keeps it out: not being able to read the answer does not.
@@ -62,7 +68,6 @@ class Admission:
             if scope["method"] == "POST" and origin is not None and origin.partition("://")[2] != headers.get("host"):
                 raise RequestRefused(403, "Without API keys, no requests from other sites' pages.", code="cross_origin")
             return None
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path in OPEN_PATHS:
             return None
         authorization = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -21,6 +21,7 @@ from serve_app.errors import add_error_handlers, error_response
 from serve_app.gateway import Gateway, parsed_object
 from serve_app.http.admission import Admission
 from serve_app.http.page import page_response
+from serve_app.http.readiness import Readiness
 from serve_app.models.client import DeployedModel, ModelClient
 from serve_app.models.remote import RemoteModel
 from serve_app.recording.counters import LiveCounters
@@ -112,6 +113,7 @@ def asgi_app(
     async def stats(request: Request) -> Response:
         return JSONResponse(counters.snapshot())
 
+    readiness = Readiness(gateway.checks())
     the_page = page_response(serving.examples)  # read and hashed once, not at each visit
 
     async def page(request: Request) -> Response:
@@ -121,7 +123,7 @@ def asgi_app(
         return JSONResponse({"status": "ok"})
 
     async def ready(request: Request) -> Response:
-        problems = await gateway.ready()
+        problems = await readiness.problems()
         if problems:
             described = ", ".join(f"{name} ({problem})" for name, problem in problems.items())
             return error_response(503, f"Not ready: {described}.", code="not_ready", headers={"retry-after": "5"})

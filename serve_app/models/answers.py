@@ -61,6 +61,10 @@ class Answer:
         return "application/json" if isinstance(self.body, bytes) else "text/event-stream"
 
 
+class NotReady(Exception):
+    """A model that is up and would not answer as it should. Its words are for everybody: no prompts, no paths."""
+
+
 class ModelUnavailable(Exception):
     """A model gave no answer, and not a byte of one: another may still."""
 

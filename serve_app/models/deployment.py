@@ -8,6 +8,7 @@ from ray.serve.llm import LLMConfig
 
 from firewall_ray.config.models import VllmModelConfig, model_path
 from firewall_ray.engines.placement import placement_strategy
+from serve_app.serve_settings import REPLICA_SETTINGS
 
 
 def llm_config(
@@ -39,7 +40,7 @@ def llm_config(
                 "target_ongoing_requests": model.max_num_seqs,
             },
         },
-        runtime_env={"env_vars": _environment(model)},
+        runtime_env={"env_vars": {**REPLICA_SETTINGS, **_environment(model)}},
     )
 
 

@@ -20,12 +20,14 @@ class Exchange:
     text: what the router read, of several prompts the one that decided. Personal data: only the decision log may keep it, and
     only when told to.
     answered_by: the model that answered; not decision.route after a fallback, whose cause is `fallback`.
+    work: tokens that it may come to, for which it was let in (work.py).
     first_byte_s: from arrival to the model's first byte. model_s: of that, in the model's replica.
     """
 
     endpoint: Endpoint
     key_name: str | None = None
     streams: bool = False
+    work: int = 0
     text: str | None = None
     decision: Decision | None = None
     answered_by: Route | None = None

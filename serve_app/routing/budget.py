@@ -9,7 +9,8 @@ is set for leans against what has gone wrong so far:
 
 Nothing goes strong at 0 and everything at 1, whatever its score, so the surplus stays in an interval of width 1/max_step + 1.
 With max_step = 1 / (0.02 * window - 1) that is 2% of a window. Hence, with no assumption about the traffic and from the first
-request on: over any `window` decisions in a row, the realised fraction is within 2 points of the target.
+request on: over any `window` decisions in a row, the realised fraction is within 2 points of the target. It is of answers, not of
+intentions: what the strong model answers in the weak one's place counts, and has to have room (`may_stand_in`).
 
 What it costs: on traffic like the calibration sample the effective fraction wanders around the target, with a standard
 deviation of sqrt(max_step * target * (1 - target) / 2): 8 points at a window of 1,000 and the target 0.5, and less with a
@@ -89,6 +90,15 @@ class Budget:
         self._num_strong += is_strong
         self._num_decisions += 1
 
+    def correct(self, is_strong: bool) -> None:
+        """A decision that was added was answered by the other model: strong now, or weak."""
+        for i in range(len(self._recent) - 1, -1, -1):  # whichever it was, it is among the last
+            if self._recent[i] != is_strong:
+                self._recent[i] = is_strong
+                self._num_recent_strong += 1 if is_strong else -1
+                break
+        self._num_strong += 1 if is_strong else -1
+
 
 class BudgetController:
     """Thresholds that hold what is asked for. Targets share the window of scores; each has its own surplus.
@@ -111,13 +121,34 @@ class BudgetController:
 
         From one request to the next of a target, the effective fraction moves by at most `max_step`.
         """
-        effective = target - self.max_step * self.budget(target).surplus
-        return self._scores.threshold(min(1.0, max(0.0, effective)))
+        return self._scores.threshold(self._effective(target))
 
     def record(self, target: float, p_weak: float, is_strong: bool) -> None:
         """One request, decided at `threshold(target)`. p_weak: the score that decided, finite."""
         self._scores.add(p_weak)
         self.budget(target).add(is_strong)
+
+    def may_stand_in(self, target: float, *, is_counted: bool) -> bool:
+        """Whether the strong model may answer a request that went weak, whose model gives no answer; if so, it counts as strong.
+
+        Never at the target 0, and never when nothing goes strong by its score either, so the bound stays what it is. Up to half of
+        what may go strong: were it all, none would be left for those that need it most. is_counted: as a decision, for weak.
+        """
+        if self._effective(target) <= target / 2:
+            return False
+        self.settle(target, is_strong=True, is_counted=is_counted)
+        return True
+
+    def settle(self, target: float, *, is_strong: bool, is_counted: bool) -> None:
+        """A request was answered otherwise than it was decided (is_counted), or without a decision."""
+        if not is_counted:
+            self.budget(target).add(is_strong)
+        elif is_strong or self._effective(target) < 1:
+            # Else everything goes strong already: a deficit that grew through an outage would afterwards be spent at once.
+            self.budget(target).correct(is_strong)
+
+    def _effective(self, target: float) -> float:
+        return min(1.0, max(0.0, target - self.max_step * self.budget(target).surplus))
 
     def budget(self, target: float) -> Budget:
         """The memory of a target, a new one where there is none."""

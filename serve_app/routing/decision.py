@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 from firewall_ray.config.serving import Route
 
 # score: the router's score met the threshold. sticky: so it was when the conversation began. shadow: it was only recorded.
-# requested: the client named the model. The others take the fail-open route: router-timeout and router-failed say what the
-# router did, no-text that there was nothing it could read.
-Reason = Literal["score", "sticky", "shadow", "requested", "router-timeout", "router-failed", "no-text"]
+# requested: the client named the model. fraction: it asked for the strong fraction 0 or 1. The others take the fail-open route:
+# router-timeout and router-failed say what the router did, no-text that there was nothing it could read.
+Reason = Literal["score", "sticky", "shadow", "requested", "fraction", "router-timeout", "router-failed", "no-text"]
 
 OTHER: dict[Route, Route] = {"weak": "strong", "strong": "weak"}
 
@@ -28,6 +28,16 @@ class DecisionRequest(NamedTuple):
     strong_fraction: float | None
     are_questions: bool
     counts: bool
+
+
+class Spent(NamedTuple):
+    """What a router replica is told afterwards of a request: another model answered it than was counted, or none was counted
+    (decided: None).
+    """
+
+    strong_fraction: float | None
+    answered: Route
+    decided: Route | None
 
 
 @dataclass(frozen=True)
@@ -94,3 +104,13 @@ class Decision:
             "router": self.router,
             "truncated": self.truncated,
         }
+
+
+def certain(strong_fraction: float | None) -> Decision | None:
+    """What needs no router: at the strong fraction 0 nothing goes strong, at 1 everything, whatever its score."""
+    if strong_fraction not in (0.0, 1.0):
+        return None
+    # As the router's own thresholds at these fractions.
+    route: Route
+    route, threshold = ("strong", math.inf) if strong_fraction else ("weak", -math.inf)
+    return Decision(route, "fraction", threshold=threshold, strong_fraction=strong_fraction)

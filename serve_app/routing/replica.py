@@ -6,7 +6,7 @@ The score comes from the predictor that the offline jobs use, and it meets its t
 import asyncio
 import logging
 import tempfile
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,8 +27,11 @@ from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.metrics import RayMetrics
 from serve_app.routing.budget import BudgetController
-from serve_app.routing.decision import Decision, DecisionRequest
+from serve_app.routing.decision import Decision, DecisionRequest, Spent
 from serve_app.routing.drift import ScoreDrift
+from serve_app.routing.last_applied import LastApplied
+from serve_app.routing.slices import Slices
+from serve_app.serve_settings import REPLICA_SETTINGS
 
 # Calls, never reached: an ingress has one more under way than there are replicas. Serve's own 5 would hold them back.
 MAX_ONGOING_REQUESTS = 1_000
@@ -67,6 +70,8 @@ class Router:
         self._other_models = other_models
         self._tie_seed = tie_seed
         self._budget_control = budget_control
+        self._last_applied = LastApplied(store.root)
+        self._slices = Slices()
         self._budgets: BudgetController | None = None
         self._drift: ScoreDrift | None = None
         self._metrics = RayMetrics()
@@ -79,21 +84,43 @@ class Router:
         """Called by Serve at the start and on every change. Requests are answered by the router before, until the new one is
         loaded and warm. What cannot be applied is left out: the router before stays, since Serve would answer an exception by
         stopping it; the reason is in the log, and the metric `firewall_router_config_refused` is 1 until the next good change.
+
+        A replica that starts then begins with what the others have. Raises only where no router can be loaded at all.
         """
         try:
-            wanted = RouterUserConfig.model_validate(user_config)
-            if self._predictor is None or (wanted.router, wanted.version) != self._loaded:
-                self._use(await asyncio.to_thread(self._load, wanted), wanted)
-            self._strong_fraction = wanted.strong_fraction
-            if self._budgets is not None:
-                self._budgets.default = wanted.strong_fraction
+            await self._apply(RouterUserConfig.model_validate(user_config))
         except Exception as e:
             if self._predictor is None:
-                raise  # at the start there is no router before: Serve shall say that it could not deploy this one
+                await self._begin_otherwise(user_config, e)
+            assert self._predictor is not None
             self._stand("firewall_router_config_refused", 1)
             logger.error("The user_config of Router is not applied; version %s stays. %s", self._predictor.card.version, e)
         else:
             self._stand("firewall_router_config_refused", 0)
+
+    async def _apply(self, wanted: RouterUserConfig, *, lasting: bool = True) -> None:
+        if self._predictor is None or (wanted.router, wanted.version) != self._loaded:
+            self._use(await asyncio.to_thread(self._load, wanted), wanted)
+        self._strong_fraction = wanted.strong_fraction
+        if self._budgets is not None:
+            self._budgets.default = wanted.strong_fraction
+        if lasting:
+            await asyncio.to_thread(self._last_applied.put, wanted.model_dump())
+
+    async def _begin_otherwise(self, refused: dict[str, Any], why: Exception) -> None:
+        """At the start, where `refused` cannot be applied. Raises `why` where nothing else can."""
+        last = await asyncio.to_thread(self._last_applied.get)
+        # What the other replicas run. Where a router was trained anew under its name, the version that they hold is nowhere else:
+        # then the one that there is, which decides by its own thresholds.
+        candidates = [last, {**refused, "version": None}, None if last is None else {**last, "version": None}]
+        for candidate in candidates:
+            try:
+                await self._apply(RouterUserConfig.model_validate(candidate), lasting=False)
+            except Exception as e:
+                logger.error("Neither can %s be applied. %s", candidate, e)
+            else:
+                return
+        raise why  # nothing ran before: Serve shall say that it could not deploy this one
 
     def _use(self, predictor: RouterPredictor, wanted: RouterUserConfig) -> None:
         """From now on. Budget control and drift begin anew with a router, whose scores are of another scale."""
@@ -124,8 +151,9 @@ class Router:
         predictor.predict(["warm up"])  # so that the first request is not slow
         return predictor
 
-    async def decide_all(self, requests: list[DecisionRequest]) -> list[list[Decision] | Exception]:
-        """For each request one decision a text, in order; or why there is none, which is no other request's fault.
+    async def decide_all(self, requests: list[DecisionRequest], spent: Sequence[Spent] = ()) -> list[list[Decision] | Exception]:
+        """For each request one decision a text, in order; or why there is none, which is no other request's fault. spent: what
+        became of earlier ones.
 
         A text that is a question is put into the card's prompt template first, as for training. The prompt's hash breaks ties,
         so it takes the same way as offline.
@@ -134,18 +162,22 @@ class Router:
         predictor, budgets, drift = self._predictor, self._budgets, self._drift
         assert predictor is not None
         assert drift is not None
+        if budgets is not None:
+            for each in spent:
+                is_strong, is_counted = each.answered == "strong", each.decided is not None
+                budgets.settle(self._target(each.strong_fraction), is_strong=is_strong, is_counted=is_counted)
         template = predictor.card.prompt_template
         prompts = [
             [template.format(question=text) for text in each.texts] if each.are_questions else each.texts for each in requests
         ]
-        p_weak, truncated = await self._score(predictor, list(chain.from_iterable(prompts)))
+        with self._slices.scoring(predictor, prompts) as scores:
+            all_scored = await asyncio.gather(*scores, return_exceptions=True)
         # Nothing is awaited from here on: a threshold must know of every decision before it.
         decided: list[list[Decision] | Exception] = []
-        start = 0
-        for request, its_prompts in zip(requests, prompts, strict=True):
-            its = slice(start, start := start + len(its_prompts))
-            scored = Scored(p_weak[its], truncated[its])
+        for request, its_prompts, scored in zip(requests, prompts, all_scored, strict=True):
             try:
+                if isinstance(scored, BaseException):
+                    raise scored
                 decided.append(self._decide(request, its_prompts, scored, predictor.card, budgets))
             except Exception as e:
                 decided.append(e)
@@ -154,10 +186,19 @@ class Router:
                 self._watch(drift, scored.p_weak)
         return decided
 
+    async def may_stand_in(self, strong_fraction: float | None, is_counted: bool) -> bool:
+        """Whether the strong model may answer for the weak one at this fraction, see `BudgetController.may_stand_in`."""
+        if self._budgets is None:
+            return True
+        return self._budgets.may_stand_in(self._target(strong_fraction), is_counted=is_counted)
+
+    def _target(self, strong_fraction: float | None) -> float:
+        return self._strong_fraction if strong_fraction is None else strong_fraction
+
     def _decide(
         self, request: DecisionRequest, prompts: list[str], scored: Scored, card: RouterCard, budgets: BudgetController | None
     ) -> list[Decision]:
-        target = self._strong_fraction if request.strong_fraction is None else request.strong_fraction
+        target = self._target(request.strong_fraction)
         threshold = card.quantiles.threshold(target) if budgets is None else budgets.threshold(target)
         strong = goes_strong(scored.p_weak, prompts, threshold, self._tie_seed)
         if budgets is not None and request.counts:
@@ -204,23 +245,6 @@ class Router:
         for gauge, value in self._standing.items():
             self._metrics(gauge, value, {})
 
-    # Waits for nobody: a batch is what came in, from all ingress replicas, while the one before it was scored.
-    @serve.batch(batch_wait_timeout_s=0)
-    async def _score(self, predictors: list[RouterPredictor], calls: list[list[str]]) -> list[Scored]:
-        """The scores of each call's prompts by its predictor: two in a batch while a router is swapped, else one."""
-        scored: dict[int, Scored] = {}
-        for predictor in set(predictors):
-            mine = [i for i, each in enumerate(predictors) if each is predictor]
-            prompts = [prompt for i in mine for prompt in calls[i]]
-            # In a thread: this replica's event loop goes on collecting meanwhile.
-            together = await asyncio.to_thread(predictor.score, prompts)
-            # The scores come back in one array: cut where one call's texts end and the next one's begin.
-            ends = np.cumsum([len(calls[i]) for i in mine])[:-1]
-            parts = zip(np.split(together.p_weak, ends), np.split(together.truncated, ends), strict=True)
-            for i, part in zip(mine, parts, strict=True):
-                scored[i] = Scored(*part)
-        return [scored[i] for i in range(len(calls))]
-
 
 def router_deployment(config: RunConfig, store: ArtifactStore, name: str, pair: tuple[ModelOfPair, ModelOfPair]) -> Application:
     """The router `name` of the store, on the device and CPUs that scoring has. pair: the weak and the strong model, as served."""
@@ -229,6 +253,7 @@ def router_deployment(config: RunConfig, store: ArtifactStore, name: str, pair: 
         "num_cpus": scoring.num_cpus,
         "num_gpus": 1 if scoring.device == "gpu" else 0,
         "resources": config.serving.node_resources,
+        "runtime_env": {"env_vars": REPLICA_SETTINGS},
     }
     deployment = serve.deployment(
         Router,

@@ -29,12 +29,17 @@ class FakeRouter:
     error: Exception | None = None
     delay_s: float = 0.0
     calls: list[tuple[list[str], float | None, bool]] = field(default_factory=list)
+    timeouts: list[float] = field(default_factory=list)
+    room: int = 1_000_000  # requests that the strong model may answer for the weak one
+    all_spent: list[tuple[float | None, str, str | None]] = field(default_factory=list)
 
     async def decide(
-        self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False
+        self, texts: list[str], strong_fraction: float | None, are_questions: bool, counts: bool = False, *, timeout_s: float
     ) -> list[Decision]:
         self.calls.append((texts, strong_fraction, are_questions))
-        await asyncio.sleep(self.delay_s)
+        self.timeouts.append(timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await asyncio.sleep(self.delay_s)
         if self.error is not None:
             raise self.error
         threshold = self.default_fraction if strong_fraction is None else strong_fraction
@@ -43,6 +48,13 @@ class FakeRouter:
             Decision("strong" if s < threshold else "weak", "score", s, threshold, "v1", False, threshold, query_id=prompt_id(text))
             for s, text in zip(scores, texts, strict=True)
         ]
+
+    async def may_stand_in(self, decision: Decision, strong_fraction: float | None, timeout_s: float) -> bool:
+        self.room -= 1
+        return self.room >= 0
+
+    def spent(self, strong_fraction: float | None, answered: Route, decided: Route | None) -> None:
+        self.all_spent.append((strong_fraction, answered, decided))
 
 
 @dataclass
@@ -109,7 +121,7 @@ class Fakes:
         self.router = router or FakeRouter()
         self.weak, self.strong = model_type(IDS["weak"]), model_type(IDS["strong"])
         self.recorder = Recorder()
-        self.serving = ServingConfig.model_validate({"api_keys": "disabled", **serving})
+        self.serving = ServingConfig.model_validate({"api_keys": "disabled", "allowed_hosts": ["gateway"], **serving})
         self.counters = LiveCounters(self.serving.prices)
         observers = [self.recorder, self.counters]
         self.gateway = Gateway(self.router, {"weak": self.weak, "strong": self.strong}, IDS, self.serving, observers)

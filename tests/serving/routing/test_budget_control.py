@@ -91,6 +91,40 @@ def test_an_adversary_who_knows_the_threshold_cannot_break_it(target: float, wan
     assert widest_gap(np.array(decisions), target) <= 0.02 * WINDOW + 1e-6
 
 
+@pytest.mark.parametrize("target", [0.0, 0.01, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("goes_on_for", [50, 1_000, NUM_REQUESTS])
+def test_answers_are_held_to_it_while_the_weak_model_is_overloaded(target: float, goes_on_for: int) -> None:
+    """In turn it answers, and gives no answer, for `goes_on_for` requests; what the strong model answers for it counts as well."""
+    control = controller(default=target)
+    answered_strong, by_score = [], []
+    for i, score in enumerate(np.random.default_rng(5).normal(size=NUM_REQUESTS).tolist()):
+        is_strong = decide(control, target, score, str(i))
+        by_score.append(is_strong)
+        is_down = (i // goes_on_for) % 2 == 1 or goes_on_for == NUM_REQUESTS
+        answered_strong.append(is_strong or (is_down and control.may_stand_in(target, is_counted=True)))
+    assert widest_gap(np.array(answered_strong), target) <= 0.02 * WINDOW + 1e-6
+    assert control.budget(target).realised == np.mean(answered_strong[-WINDOW:])
+    if target == 0.3:  # the half that is kept for those that need it most
+        assert np.mean(by_score) >= 0.1
+
+
+def test_an_outage_of_the_strong_model_is_not_made_up_for_at_once() -> None:
+    """Ten thousand requests that it did not answer would be as many strong calls in a row afterwards."""
+    control = controller(default=0.3)
+    scores = np.random.default_rng(5).normal(size=3 * WINDOW).tolist()
+    for i, score in enumerate(scores):
+        if decide(control, 0.3, score, str(i)):
+            control.settle(0.3, is_strong=False, is_counted=True)
+    after = np.array([decide(control, 0.3, score, str(i)) for i, score in enumerate(scores)])
+    assert np.abs(realised_by_window(after) - 0.3).max() <= 0.02
+
+
+def test_a_strong_answer_that_nobody_decided_takes_its_place_in_the_budget() -> None:
+    control = controller(window=200)
+    control.settle(0.5, is_strong=True, is_counted=False)
+    assert (control.budget(0.5).surplus, control.budget(0.5).realised) == (0.5, 1.0)
+
+
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
 def test_one_prompt_over_and_over_is_held_as_well(target: float) -> None:
     """Its tie always breaks the same way, so only moving the threshold parts it."""

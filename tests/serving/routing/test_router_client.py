@@ -2,13 +2,16 @@
 
 import asyncio
 import contextvars
+import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 import pytest
 
-from serve_app.routing.client import MAX_TEXTS_A_CALL, DeployedRouter
-from serve_app.routing.decision import Decision, DecisionRequest
+from firewall_ray.schemas import PROMPT_TEMPLATE
+from firewall_ray.tasks.base import prompt_id
+from serve_app.routing.client import LATE_S, MAX_CHARACTERS, MAX_TEXTS_A_CALL, MAX_WAIT, SMALL_CHARACTERS, DeployedRouter
+from serve_app.routing.decision import Decision, DecisionRequest, Spent
 
 request_of_client: contextvars.ContextVar[str] = contextvars.ContextVar("request_of_client", default="none")
 
@@ -16,8 +19,8 @@ request_of_client: contextvars.ContextVar[str] = contextvars.ContextVar("request
 class Response:
     """Of one call. Like Serve's, it is awaited, and cancelled."""
 
-    def __init__(self, requests: list[DecisionRequest]) -> None:
-        self.requests = requests
+    def __init__(self, requests: list[DecisionRequest], spent: list[Spent]) -> None:
+        self.requests, self.spent = requests, spent
         self.made_in = request_of_client.get()
         self.was_cancelled = False
         self._result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -47,8 +50,8 @@ class Handle:
         self.calls: list[Response] = []
         self.decide_all = self
 
-    def remote(self, requests: list[DecisionRequest]) -> Response:
-        self.calls.append(Response(requests))
+    def remote(self, requests: list[DecisionRequest], spent: list[Spent]) -> Response:
+        self.calls.append(Response(requests, spent))
         return self.calls[-1]
 
     def texts(self) -> list[list[str]]:
@@ -63,8 +66,10 @@ def scenario(max_calls: int, run: Callable[[Handle, DeployedRouter], Awaitable[N
     asyncio.run(main())
 
 
-def ask(router: DeployedRouter, *texts: str, fraction: float | None = None) -> asyncio.Task[list[Decision]]:
-    return asyncio.create_task(router.decide(list(texts), fraction, True, True))
+def ask(
+    router: DeployedRouter, *texts: str, fraction: float | None = None, timeout_s: float = 10.0
+) -> asyncio.Task[list[Decision]]:
+    return asyncio.create_task(router.decide(list(texts), fraction, True, True, timeout_s=timeout_s))
 
 
 async def settled() -> None:
@@ -116,16 +121,108 @@ def test_as_many_calls_are_under_way_as_keep_all_replicas_busy() -> None:
     scenario(3, run)
 
 
-def test_a_request_of_many_texts_goes_alone() -> None:
+@pytest.mark.parametrize("large", [["1", "2"], ["x" * (SMALL_CHARACTERS + 1)], ["x"] * 2_048])
+def test_what_is_large_goes_alone_and_small_requests_do_not_wait_for_it(large: list[str]) -> None:
+    """However many large ones there are: they wait for each other."""
+
     async def run(handle: Handle, router: DeployedRouter) -> None:
-        many = [str(i) for i in range(MAX_TEXTS_A_CALL)]
-        tasks = [ask(router, *texts) for texts in (["first"], ["a"], many, ["b"], ["c"])]
+        tasks = [ask(router, *large) for _ in range(3)]
         await settled()
-        for i in range(4):
-            handle.calls[i].finish()
+        assert handle.texts() == [large]
+        small = [ask(router, text) for text in "ab"]
+        await settled()
+        assert handle.texts() == [large, ["a"]]
+        handle.calls[1].finish()
+        await settled()
+        handle.calls[2].finish()
+        assert [await each for each in small] == [[decision("a")], [decision("b")]]
+        assert not any(task.done() for task in tasks)
+        handle.calls[0].finish()
+        await settled()
+        assert handle.texts()[3] == large
+        for task in tasks:
+            task.cancel()
+
+    scenario(1, run)
+
+
+def test_a_call_is_for_no_more_than_the_router_has_shown_to_score_in_time() -> None:
+    """Else all of its requests would time out together, when their router is slow."""
+
+    async def run(handle: Handle, router: DeployedRouter) -> None:
+        num_calls = 0
+
+        async def answered_after(seconds: float) -> int:
+            """How many texts the next call asks for, of more than enough that wait."""
+            nonlocal num_calls
             await settled()
-        assert handle.texts() == [["first"], ["a"], many, ["b", "c"]]
-        assert [len(await task) for task in tasks] == [1, 1, MAX_TEXTS_A_CALL, 1, 1]
+            await asyncio.sleep(seconds)
+            num_texts = len(handle.texts()[num_calls])
+            handle.calls[num_calls].finish()
+            num_calls += 1
+            return num_texts
+
+        tasks = [ask(router, f"text {i}", timeout_s=0.4) for i in range(1_200)]
+        assert await answered_after(0.001) == 1
+        fast = [await answered_after(0.001) for _ in range(4)]
+        assert max(fast) == MAX_TEXTS_A_CALL
+        slow = [await answered_after(0.1) for _ in range(12)]
+        assert slow[-1] < MAX_TEXTS_A_CALL / 2
+        for task in tasks:
+            task.cancel()
+
+    scenario(1, run)
+
+
+def test_no_more_of_a_text_leaves_the_ingress_than_routers_read_and_it_keeps_its_name() -> None:
+    long, prompt = "Why? " * 300_000, "x" * MAX_CHARACTERS
+
+    async def run(handle: Handle, router: DeployedRouter) -> None:
+        task = ask(router, long, prompt)
+        await settled()
+        assert handle.texts() == [[long[:MAX_CHARACTERS], prompt]]
+        handle.calls[0].finish()
+        of_long, of_prompt = await task
+        assert (of_long.truncated, of_long.query_id) == (True, prompt_id(PROMPT_TEMPLATE.format(question=long)))
+        assert of_prompt == decision(prompt)
+
+    scenario(1, run)
+
+
+def test_the_deadline_begins_with_the_work_and_not_while_others_are_waited_for() -> None:
+    async def run(handle: Handle, router: DeployedRouter) -> None:
+        first, second = ask(router, "a", timeout_s=0.2), ask(router, "b", timeout_s=0.2)
+        await asyncio.sleep(0.15)
+        handle.calls[0].finish()
+        await asyncio.sleep(0.15)  # together more than the deadline
+        handle.calls[1].finish()
+        assert (await first, await second) == ([decision("a")], [decision("b")])
+
+    scenario(1, run)
+
+
+def test_a_router_that_hangs_costs_the_deadline_and_those_that_wait_for_it_a_few() -> None:
+    async def run(handle: Handle, router: DeployedRouter) -> None:
+        began = time.monotonic()
+        tasks = [ask(router, str(i), timeout_s=0.1) for i in range(200)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(result) for result in results} == {TimeoutError}
+        assert all(call.was_cancelled for call in handle.calls)
+        assert time.monotonic() - began < 2 * (MAX_WAIT + 1) * (0.1 + LATE_S)
+
+    scenario(1, run)
+
+
+def test_what_was_spent_otherwise_is_said_with_the_next_call_once() -> None:
+    async def run(handle: Handle, router: DeployedRouter) -> None:
+        router.spent(0.3, "weak", "strong")
+        router.spent(None, "strong", None)
+        for text in "ab":
+            task = ask(router, text)
+            await settled()
+            handle.calls[-1].finish()
+            await task
+        assert [call.spent for call in handle.calls] == [[Spent(0.3, "weak", "strong"), Spent(None, "strong", None)], []]
 
     scenario(1, run)
 

@@ -1,6 +1,8 @@
 """A router replica in process, without Ray: how it spends its budget, and what happens to requests while a router is swapped."""
 
 import asyncio
+import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +18,7 @@ from firewall_ray.router.card import RouterCard
 from firewall_ray.router.predict import Scored
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
-from serve_app.routing.decision import Decision, DecisionRequest
+from serve_app.routing.decision import Decision, DecisionRequest, Spent
 from serve_app.routing.replica import Router, RouterUserConfig
 
 WINDOW = 200
@@ -24,10 +26,17 @@ WINDOW = 200
 
 @dataclass(eq=False)
 class FakePredictor:
-    """A prompt's score is the number in it, plus `offset`. The calibration sample has 0.00 to 0.99."""
+    """A prompt's score is the number in it, plus `offset`. The calibration sample has 0.00 to 0.99.
+
+    s_a_text: how long each takes. held: while it is set, scores are not given out. num_calls, num_texts: asked for so far.
+    """
 
     version: str
     offset: float = 0.0
+    s_a_text: float = 0.0
+    held: threading.Event | None = None
+    num_calls: int = 0
+    num_texts: int = 0
 
     @property
     def card(self) -> RouterCard:
@@ -37,6 +46,11 @@ class FakePredictor:
         return make_card(RouterConfig(backbone=SCRATCH)).model_copy(update=update)
 
     def score(self, prompts: list[str]) -> Scored:
+        if self.held is not None:
+            self.held.wait()
+        time.sleep(self.s_a_text * len(prompts))
+        self.num_calls += 1
+        self.num_texts += len(prompts)
         return Scored(np.array([float(prompt.split()[-1]) + self.offset for prompt in prompts]), np.zeros(len(prompts), bool))
 
 
@@ -48,27 +62,36 @@ class Metrics:
         self.values[name, "".join(tags.values())] = value
 
 
+class Memory:
+    """In place of the cluster's, which all replicas share."""
+
+    def __init__(self) -> None:
+        self.value: dict[str, Any] | None = None
+
+    def get(self) -> dict[str, Any] | None:
+        return self.value
+
+    def put(self, value: dict[str, Any]) -> None:
+        self.value = value
+
+
 class Replica(Router):
-    """Without Serve's batches. While `held` is set, scores are not given out."""
+    """With predictors in place of the store's routers."""
 
     def __init__(self, budget_control: BudgetControlConfig | None = None) -> None:
         card = make_card(RouterConfig(backbone=SCRATCH))
         super().__init__(ArtifactStore("nowhere"), ScoringConfig(), (card.weak, card.strong), 0, budget_control, "refuse")
         self.predictors = {"soft_block": FakePredictor("one"), "hard_block": FakePredictor("two", offset=10)}
         self._metrics = self.seen = Metrics()  # type: ignore[assignment]
-        self._score = self._score_alone  # type: ignore[method-assign]
-        self.held: asyncio.Event | None = None
+        self._last_applied = self.memory = Memory()  # type: ignore[assignment]
 
     def _load(self, wanted: RouterUserConfig) -> Any:
         if wanted.router not in self.predictors:
             raise ModelError(f"there is no {wanted.router}")
-        return self.predictors[wanted.router]
-
-    async def _score_alone(self, predictor: Any, prompts: list[str]) -> Any:
-        if self.held is not None:
-            await self.held.wait()
-        (scored,) = await Router._score.__wrapped__(self, [predictor], [prompts])
-        return scored
+        found = self.predictors[wanted.router]
+        if wanted.version not in (None, found.version):
+            raise ModelError(f"version {found.version}, not {wanted.version}")
+        return found
 
     async def decide(self, texts: list[str], target: float | None, are_questions: bool, counts: bool = False) -> list[Decision]:
         (decided,) = await self.decide_all([DecisionRequest(texts, target, are_questions, counts)])
@@ -169,6 +192,22 @@ def test_a_swapped_router_begins_anew_and_another_default_does_not() -> None:
     asyncio.run(test())
 
 
+def test_a_replica_says_whether_there_is_room_for_a_stand_in_and_is_told_what_was_spent_otherwise() -> None:
+    async def test() -> None:
+        router = await replica(strong_fraction=0.5)
+        assert router._budgets is not None
+        allowed = [await router.may_stand_in(None, False) for _ in range(10)]
+        # max_step is 1/3, and each takes half a call of surplus: 0.5, 1/3, and at 1/6 it is less than half of the target.
+        assert allowed == [True, True] + [False] * 8
+        await router.decide_all([], [Spent(None, "weak", "strong"), Spent(0.2, "strong", None)])
+        assert (router._budgets.budget(0.5).surplus, router._budgets.budget(0.2).surplus) == (0.0, 0.8)
+        unlimited = await replica(window=None)
+        assert await unlimited.may_stand_in(0.2, True)
+        await unlimited.decide_all([], [Spent(None, "weak", "strong")])
+
+    asyncio.run(test())
+
+
 # Drift ---------------------------------------------------------------------------------------------------------------
 
 
@@ -234,11 +273,11 @@ def test_a_request_under_way_is_decided_by_the_router_that_it_began_with(window:
 
     async def test() -> None:
         router = await replica(window)
-        router.held = asyncio.Event()
+        held = router.predictors["soft_block"].held = threading.Event()
         under_way = asyncio.create_task(router.decide(["0.1"], None, True, True))
         await asyncio.sleep(0)
         await router.reconfigure(user_config("hard_block"))
-        router.held.set()
+        held.set()
         (before,), (after,) = await under_way, await router.decide(["0.1"], None, True, True)
         assert (before.router, before.score, before.route) == ("one", pytest.approx(0.1), "strong")
         assert (after.router, after.score, after.route) == ("two", pytest.approx(10.1), "strong")
@@ -246,13 +285,18 @@ def test_a_request_under_way_is_decided_by_the_router_that_it_began_with(window:
     asyncio.run(test())
 
 
-def test_a_batch_of_before_and_after_a_swap_is_scored_by_both_routers_each_its_own() -> None:
+def test_requests_of_before_and_after_a_swap_are_scored_each_by_its_own_router() -> None:
     async def test() -> None:
         router = await replica()
         one, two = router.predictors.values()
-        calls = [["0.1", "0.5"], ["0.2"], ["0.3"], ["0.4", "0.6"]]
-        scored = await Router._score.__wrapped__(router, [one, two, one, two], calls)
-        assert [each.p_weak.tolist() for each in scored] == [[0.1, 0.5], [10.2], [0.3], [10.4, 10.6]]
+        calls = [(one, ["0.1", "0.5"]), (two, ["0.2"]), (one, ["0.3"]), (two, ["0.4", "0.6"])]
+
+        async def scored(predictor: Any, prompts: list[str]) -> list[float]:
+            with router._slices.scoring(predictor, [prompts]) as (scores,):
+                return [float(each) for each in (await scores).p_weak.round(3)]
+
+        found = await asyncio.gather(*(scored(*call) for call in calls))
+        assert found == [pytest.approx(each) for each in ([0.1, 0.5], [10.2], [0.3], [10.4, 10.6])]
 
     asyncio.run(test())
 
@@ -291,6 +335,49 @@ def test_a_replica_does_not_start_with_a_user_config_that_cannot_be_applied() ->
     asyncio.run(test())
 
 
+def test_a_replica_that_starts_under_a_refused_user_config_begins_with_what_the_others_have(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Serve hands it the newest, over which it would die again and again."""
+
+    async def test() -> None:
+        running, later = Replica(), Replica()
+        later._last_applied = running.memory  # type: ignore[assignment]
+        await running.reconfigure(user_config("hard_block", strong_fraction=0.4))
+        for wrong in (user_config("missing"), {"router": "hard_block"}, {}):
+            await running.reconfigure(wrong)
+            later._predictor = None
+            await later.reconfigure(wrong)
+            (decision,) = await later.decide(["0.1"], None, True)
+            assert (decision.router, decision.strong_fraction) == ("two", 0.4)
+            assert later.seen.values["firewall_router_config_refused", ""] == 1
+        assert "not applied; version two stays" in caplog.text
+        await later.reconfigure(user_config("soft_block"))
+        assert later.seen.values["firewall_router_config_refused", ""] == 0
+        assert (await later.decide(["0.1"], None, True))[0].router == "one"
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("others_run", [True, False])
+def test_a_router_that_was_trained_anew_under_a_pinned_version_starts_all_the_same(others_run: bool) -> None:
+    """The version that was pinned is in no store any more; to stop would be worse than the one that there is."""
+
+    async def test() -> None:
+        pinned = {**user_config(strong_fraction=0.4), "version": "one"}
+        running, later = Replica(), Replica()
+        if others_run:
+            await running.reconfigure(pinned)
+            later._last_applied = running.memory  # type: ignore[assignment]
+        later.predictors["soft_block"] = FakePredictor("anew")
+        await later.reconfigure(pinned)
+        (decision,) = await later.decide(["0.1"], None, True)
+        assert (decision.router, decision.strong_fraction) == ("anew", 0.4)
+        assert later.seen.values["firewall_router_config_refused", ""] == 1
+
+    asyncio.run(test())
+
+
 def test_a_query_has_the_name_that_offline_routing_gives_its_prompt_however_it_was_asked() -> None:
     async def ids() -> list[str | None]:
         replica = Replica()
@@ -301,3 +388,62 @@ def test_a_query_has_the_name_that_offline_routing_gives_its_prompt_however_it_w
     of_question, of_prompt, of_other = asyncio.run(ids())
     assert of_question == of_prompt == prompt_id("one: 0.25")
     assert of_other == prompt_id("0.25")
+
+
+# Slices --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_of_one_text_does_not_wait_for_one_of_a_thousand() -> None:
+    """Both are decided, the small one after a slice or two: not after the three seconds that the other takes."""
+
+    async def test() -> None:
+        router = await replica(window=None)
+        router.predictors["soft_block"].s_a_text = 0.003
+        large = asyncio.create_task(router.decide(["0.1"] * 1_000, None, True))
+        await asyncio.sleep(0.1)
+        for _ in range(3):
+            began = time.perf_counter()
+            (decision,) = await router.decide(["0.9"], None, True)
+            assert decision.score == pytest.approx(0.9)
+            assert time.perf_counter() - began < 0.5
+        assert not large.done()
+        large.cancel()
+
+    asyncio.run(test())
+
+
+def test_a_request_whose_client_left_is_scored_no_further() -> None:
+    async def test() -> None:
+        router = await replica(window=None)
+        predictor = router.predictors["soft_block"]
+        predictor.s_a_text = 0.003
+        large = asyncio.create_task(router.decide(["0.1"] * 1_000, None, True))
+        await asyncio.sleep(0.1)
+        large.cancel()
+        await asyncio.sleep(0.2)  # the slice that was under way
+        num_texts = predictor.num_texts
+        assert 0 < num_texts < 200
+        await asyncio.sleep(0.2)
+        assert predictor.num_texts == num_texts
+
+    asyncio.run(test())
+
+
+def test_requests_of_the_same_moment_are_scored_together() -> None:
+    async def test() -> None:
+        router = await replica(window=None)
+        decided = await router.decide_all([DecisionRequest([f"0.{i}"], 0.5, True, True) for i in range(10)])
+        assert [each[0].score for each in decided if isinstance(each, list)] == pytest.approx([i / 10 for i in range(10)])
+        assert router.predictors["soft_block"].num_calls == 1
+
+    asyncio.run(test())
+
+
+def test_a_text_that_cannot_be_scored_fails_its_own_slice_and_no_later_one() -> None:
+    async def test() -> None:
+        router = await replica(window=None)
+        (wrong,) = await router.decide_all([DecisionRequest(["no number"], 0.5, True, True)])
+        assert isinstance(wrong, ValueError)
+        assert (await router.decide(["0.5"], None, True))[0].score == 0.5
+
+    asyncio.run(test())

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +9,7 @@ from tiny_labels import tiny_labels, write_labels
 
 from firewall_ray.config.base import BackboneConfig
 from firewall_ray.errors import LabelError
-from firewall_ray.router.data import Collate, TokenRows, check_labels, columns_of, encode, pad_rows
+from firewall_ray.router.data import READ_PER_TOKEN, Collate, TokenRows, check_labels, columns_of, encode, pad_rows
 from firewall_ray.router.model import load_tokenizer
 from firewall_ray.store.layout import ArtifactStore
 
@@ -46,6 +48,24 @@ def test_long_prompts_keep_their_beginning_and_say_so() -> None:
     ids, truncated = encode(TOKENIZER, ["Question: What is 1 plus 2?", "What"], max_length=3)
     assert ids[0] == whole[0][:3]
     assert truncated.tolist() == [True, False]
+
+
+def test_a_prompt_of_a_mebibyte_is_looked_at_no_further_than_it_is_read() -> None:
+    """The tokenizer took seconds for it, in which a router replica could score nobody else's."""
+    seen = []
+
+    def tokenizer(prompts: list[str], **options: Any) -> Any:
+        seen.extend(prompts)
+        return TOKENIZER(prompts, **options)
+
+    tokenizer.pad_token_id = TOKENIZER.pad_token_id  # type: ignore[attr-defined]
+    prompt = "Question: What is 1 plus 2? " * 40_000
+    (ids,), truncated = encode(tokenizer, [prompt], max_length=16)  # type: ignore[arg-type]
+    assert max(map(len, seen)) == READ_PER_TOKEN * 16
+    assert ids == encode(TOKENIZER, [prompt[:400]], max_length=16)[0][0]
+    assert truncated.tolist() == [True]
+    # Also where the tokens of what was looked at are fewer than max_length.
+    assert encode(TOKENIZER, [" " * 10_000 + "What"], max_length=300)[1].tolist() == [True]
 
 
 def test_a_prompt_of_exactly_max_length_is_not_truncated() -> None:
