@@ -25,6 +25,8 @@ from firewall_ray.router.pair import ModelOfPair, check_models
 from firewall_ray.router.predict import RouterPredictor, Scored, local_copy
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
+from serve_app.crossing import ReplicaFailed, only_plain_errors
+from serve_app.logs import warnings_at_once
 from serve_app.metrics import RayMetrics
 from serve_app.routing.budget import BudgetController
 from serve_app.routing.decision import Decision, DecisionRequest
@@ -61,6 +63,7 @@ class Router:
         budget_control: BudgetControlConfig | None,
         other_models: Literal["refuse", "warn"],
     ) -> None:
+        warnings_at_once()
         self._store = store
         self._scoring = scoring
         self._pair = pair
@@ -138,7 +141,8 @@ class Router:
         prompts = [
             [template.format(question=text) for text in each.texts] if each.are_questions else each.texts for each in requests
         ]
-        p_weak, truncated = await self._score(predictor, list(chain.from_iterable(prompts)))
+        with only_plain_errors():
+            p_weak, truncated = await self._score(predictor, list(chain.from_iterable(prompts)))
         # Nothing is awaited from here on: a threshold must know of every decision before it.
         decided: list[list[Decision] | Exception] = []
         start = 0
@@ -146,8 +150,9 @@ class Router:
             its = slice(start, start := start + len(its_prompts))
             scored = Scored(p_weak[its], truncated[its])
             try:
-                decided.append(self._decide(request, its_prompts, scored, predictor.card, budgets))
-            except Exception as e:
+                with only_plain_errors():
+                    decided.append(self._decide(request, its_prompts, scored, predictor.card, budgets))
+            except ReplicaFailed as e:
                 decided.append(e)
                 continue
             if request.counts:
