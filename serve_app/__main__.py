@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+import threading
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from firewall_ray.cli import ConfigOption, RootOption, SetOption, job
 from firewall_ray.cluster.display import console
 from serve_app import serve_settings
+from serve_app.outages import say_outages
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to bind. 0.0.0.0 opens it to the network: see serving.api_keys.")]
 PortOption = Annotated[int, typer.Option("--port", min=1, max=65_535)]
@@ -33,7 +35,12 @@ def main(
         serve.run(compose(context.config), name="firewall", route_prefix="/")
         # Not through logging: importing ray.serve.llm has put JSON into its place.
         console.print(f"serve: up. Try:\n{curl_line(host, port)}", markup=False, highlight=False, soft_wrap=True)
+        threading.Thread(target=say_outages, args=("firewall", _say), daemon=True).start()
         signal.pause()
+
+
+def _say(line: str) -> None:
+    console.print(f"serve: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def curl_line(host: str, port: int) -> str:
