@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+import threading
 from ipaddress import ip_address
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from firewall_ray.cluster.display import console
 from firewall_ray.config.serving import ServingConfig
 from firewall_ray.errors import ConfigError
 from serve_app import serve_settings
+from serve_app.outages import say_outages
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to bind. 0.0.0.0 opens it to the network: see serving.api_keys.")]
 PortOption = Annotated[int, typer.Option("--port", min=1, max=65_535)]
@@ -37,6 +39,7 @@ def main(
         serve.run(compose(context.config), name="firewall", route_prefix="/")
         # Not through logging: importing ray.serve.llm has put JSON into its place.
         console.print(f"serve: up. Try:\n{curl_line(host, port)}", markup=False, highlight=False, soft_wrap=True)
+        threading.Thread(target=say_outages, args=("firewall", _say), daemon=True).start()
         signal.pause()
 
 
@@ -59,6 +62,10 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:  # a name: of what it resolves to, nobody knows for how long
         return host == "localhost"
+
+
+def _say(line: str) -> None:
+    console.print(f"serve: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def curl_line(host: str, port: int) -> str:

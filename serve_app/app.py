@@ -109,4 +109,5 @@ def _model(config: RunConfig, key: str, prompt: PromptFormat) -> Application | O
         return model
     arguments, chats = as_sampled(prompt, config.sampling)
     served = llm_config(key, model, config.serving.node_resources, arguments)
-    return build_llm_deployment(served, deployment_cls=ModelServer, bind_kwargs={"chats": chats})
+    bound = {"chats": chats, "stall_s": config.serving.engine_stall_s}
+    return build_llm_deployment(served, deployment_cls=ModelServer, bind_kwargs=bound)

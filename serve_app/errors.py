@@ -37,6 +37,9 @@ class RequestRefused(UserError):
     def response(self) -> Response:
         """What the client gets."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        if self.code == "model_crashed":
+            # OpenAI's clients would ask twice more.
+            headers["x-should-retry"] = "false"
         return error_response(self.status, self.message, code=self.code, param=self.param, headers=headers)
 
 
@@ -54,10 +57,20 @@ def error_response(
 
 
 def first_problem(error: ValidationError) -> tuple[str, str, str | None]:
-    """Message, code and field of the first problem. pydantic lists one for every arm of a union, and repeats the input."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if not _NO_FIELD.fullmatch(str(part)))
-    return f"{where or 'body'}: {first['msg']}", first["type"], where or None
+    """Message, code and field of the first problem. pydantic lists one for every arm of a union, and repeats the input.
+
+    Of several arms, the one that the value was meant for: whose type it has. Five stop strings are no "valid string", but too
+    many.
+    """
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    where = _field(problems[0]["loc"])
+    arms = [problem for problem in problems if _field(problem["loc"]) == where]
+    meant = next((arm for arm in arms if not arm["type"].endswith("_type")), arms[0])
+    return f"{where or 'body'}: {meant['msg']}", meant["type"], where or None
+
+
+def _field(loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in loc if not _NO_FIELD.fullmatch(str(part)))
 
 
 def add_error_handlers(app: Starlette) -> None:

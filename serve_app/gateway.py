@@ -10,27 +10,30 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from firewall_ray.config.serving import Route, ServingConfig
+from serve_app.body import parsed_object, wants_stream
 from serve_app.errors import RequestRefused, error_body
-from serve_app.models.answers import Answer, Endpoint, ModelUnavailable
+from serve_app.models.answers import Answer, Endpoint, EngineCrashed, ModelUnavailable
 from serve_app.models.client import ModelClient
 from serve_app.recording.exchange import Exchange, Observer
 from serve_app.routing.client import RouterClient
 from serve_app.routing.conversations import HEADER, Conversations, conversation_key, first_turn
 from serve_app.routing.decision import OTHER, Decision, Reason, certain
-from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, routing_options
+from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, routing_options, token_ids_of
 from serve_app.routing.stand_ins import StandIns
+from serve_app.suspects import Suspects, text_key
 from serve_app.work import WorkInFlight
 
 CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
-RETRY_AFTER_S = 1
 MAX_PROMPTS = 2_048  # of one /v1/route; millions fit into a body
+MAX_IDS = 8_192  # of a prompt, for the router; more than it reads
 READY_S = 5.0
+# For nginx and its like, which would collect a stream's events, or keep them.
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 logger = logging.getLogger("ray.serve")
 
@@ -62,6 +65,7 @@ class Gateway:
         self._conversations = Conversations()
         self._work = WorkInFlight(serving)
         self._stand_ins = StandIns(router, serving)
+        self._suspects = Suspects()
 
     # Requests --------------------------------------------------------------------------------------------------------
 
@@ -91,6 +95,8 @@ class Gateway:
         options = routing_options(parsed.get("model"), request.headers, self.ids)
         text = self._text_of(exchange.endpoint, parsed)
         exchange.work = self._work.begin(parsed, exchange.key_name)  # before the router reads prompts that no model will
+        if options.route is None:
+            text = await self._decoded(text, parsed)
         exchange.text = text.texts[0] if text.texts else None
         key = None
         # A completion has no turns.
@@ -100,7 +106,8 @@ class Gateway:
 
         decision = exchange.decision = await self._decide_request(exchange, options, text, key)
         exchange.router_s = exchange.elapsed_s()
-        answer = await self._ask(exchange, decision, body, streams=streams)
+        its_key = text_key(parsed)
+        answer = await self._ask(exchange, decision, body, its_key, streams=streams)
         exchange.first_byte_s = exchange.elapsed_s()  # of a whole answer, this is its last byte too
         exchange.model_s, exchange.usage = answer.model_s, answer.usage
 
@@ -117,7 +124,7 @@ class Gateway:
         async def over() -> None:
             await self._stream_over(exchange, answer)
 
-        return _Stream(self._relayed(exchange, answer.body), over, headers)
+        return _Stream(self._relayed(exchange, answer.body, its_key), over, {**headers, **STREAM_HEADERS})
 
     async def route(self, parsed: dict[str, Any], headers: Mapping[str, str]) -> list[Decision]:
         """The decisions alone: of a chat's body one, of a completion's one for each of its prompts. Nothing is recorded."""
@@ -129,8 +136,9 @@ class Gateway:
                 param="messages",
             )
         text = self._text_of("chat" if parsed.get("prompt") is None else "completions", parsed)
+        text = await self._decoded(text, parsed)
         if parsed.get("prompt") is not None and not text.texts:
-            message = "prompt: must be a text or a list of texts; the router reads no token ids."
+            message = "prompt: must be a text or a list of texts, or token ids that both models can be asked for the text of."
             raise RequestRefused(400, message, code="invalid_type", param="prompt")
         return await self._decide(routing_options(parsed.get("model", FIREWALL), headers, self.ids), text)
 
@@ -147,7 +155,7 @@ class Gateway:
     def _text_of(self, endpoint: Endpoint, parsed: dict[str, Any]) -> Text:
         if endpoint == "completions":
             texts = prompts_of(parsed.get("prompt"))
-            if len(texts) > MAX_PROMPTS:
+            if max(len(texts), len(token_ids_of(parsed.get("prompt")))) > MAX_PROMPTS:
                 raise RequestRefused(400, f"prompt: at most {MAX_PROMPTS:,} texts a request.", code="invalid_value", param="prompt")
             return Text(texts, are_questions=False)
         messages = parsed.get("messages")
@@ -155,6 +163,26 @@ class Gateway:
             raise RequestRefused(400, "messages: must be a list of messages.", code="invalid_type", param="messages")
         text = chat_text(first_turn(messages) if self._serving.sticky else messages, self._serving.chat_text)
         return Text([text] if text else [], are_questions=True)
+
+    async def _decoded(self, text: Text, parsed: dict[str, Any]) -> Text:
+        """The text, or that of the prompt's token ids. Both models must read the same in them: either may be chosen."""
+        ids = [] if text.are_questions else token_ids_of(parsed.get("prompt"))
+        if not ids:
+            return text
+        asked = [model.decode([each[:MAX_IDS] for each in ids]) for model in self._models.values()]
+        try:
+            async with asyncio.timeout(self._serving.router_timeout_s):
+                answers = await asyncio.gather(*asked, return_exceptions=True)
+        except TimeoutError:
+            return text
+        if None in answers:  # of a model elsewhere nobody knows
+            return text
+        texts = [answer for answer in answers if isinstance(answer, list)]
+        if any(each != texts[0] for each in texts):
+            both = " and ".join(self.ids.values())
+            message = f"prompt: these token ids are different texts to {both}. Send the text, or name a model."
+            raise RequestRefused(400, message, code="invalid_value", param="prompt")
+        return Text(texts[0], are_questions=False) if texts else text
 
     async def _decide_request(self, exchange: Exchange, options: RoutingOptions, text: Text, key: bytes | None) -> Decision:
         """One decision for a request, since one model answers it: the strong one as soon as one of its texts needs it."""
@@ -197,35 +225,44 @@ class Gateway:
 
     # Answers ---------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, exchange: Exchange, decision: Decision, body: bytes, *, streams: bool) -> Answer:
-        """The chosen model's answer, or the other's where it gives none and the client did not name it."""
+    async def _ask(self, exchange: Exchange, decision: Decision, body: bytes, key: bytes, *, streams: bool) -> Answer:
+        """The chosen model's answer, or the other's where it gives none and the client did not name it. key: of its text."""
         routes = [decision.route]
-        if self._serving.fallback and decision.reason != "requested":
+        suspect = self._suspects.is_suspect(key, decision.route)
+        if self._serving.fallback and decision.reason != "requested" and not suspect:
             routes.append(OTHER[decision.route])
-        causes: list[str] = []
+        failed: list[ModelUnavailable] = []
         for route in routes:
-            stands_in = bool(causes) and route == "strong"
+            stands_in = bool(failed) and route == "strong"
             if stands_in and not await self._stand_ins.may(decision):
                 break
             try:
                 answer = await self._models[route].ask(exchange.endpoint, body, streams=streams)
             except ModelUnavailable as e:
-                causes.append(e.why)
+                failed.append(e)
                 exchange.fallback = exchange.fallback or e.why  # of the model that was to answer; the other's is in the message
                 if stands_in:
                     self._stand_ins.did_not(decision)
+                if e.why == "crashed":
+                    # The other model's engine may be next.
+                    self._suspects.crashed(key, route)
+                    break
                 continue
             exchange.answered_by = route
             self._stand_ins.settle(decision, route, stood_in=stands_in)
             return answer
-        tried = " nor ".join(f"{self.ids[route]} ({cause})" for route, cause in zip(routes, causes, strict=False))
-        if len(causes) < len(routes):
+        tried = " nor ".join(f"{self.ids[route]} ({e.why})" for route, e in zip(routes, failed, strict=False))
+        if failed[-1].why == "crashed":
+            message = f"No answer from {tried}. Its engine crashed while it worked on this request, which may be why."
+            raise RequestRefused(502, message, code="model_crashed")
+        if len(failed) < len(routes):
             tried += f", and {self.ids['strong']} may not answer for it at this strong fraction"
-        if set(causes) == {"timeout"}:
+        if {e.why for e in failed} == {"timeout"}:
             raise RequestRefused(504, f"No answer in time from {tried}.", code="model_timeout")
-        raise RequestRefused(503, f"No answer from {tried}. Try again.", code="model_unavailable", retry_after_s=RETRY_AFTER_S)
+        retry_after_s = math.ceil(min(e.retry_after_s for e in failed))
+        raise RequestRefused(503, f"No answer from {tried}. Try again.", code="model_unavailable", retry_after_s=retry_after_s)
 
-    async def _relayed(self, exchange: Exchange, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _relayed(self, exchange: Exchange, chunks: AsyncIterator[bytes], key: bytes) -> AsyncIterator[bytes]:
         """The chunks as they come. What fails now ends in an error event: another model's text would corrupt the answer."""
         try:
             async for chunk in chunks:
@@ -234,6 +271,8 @@ class Gateway:
         except Exception as e:
             exchange.status = 502
             logger.warning("The %s model failed in the middle of a stream (%s).", exchange.answered_by, type(e).__name__)
+            if isinstance(e, EngineCrashed) and exchange.answered_by is not None:
+                self._suspects.crashed(key, exchange.answered_by)
             yield b"data: " + error_body(502, "The model failed in the middle of its answer.", code="model_failed") + b"\n\n"
 
     async def _stream_over(self, exchange: Exchange, answer: Answer) -> None:
@@ -268,26 +307,3 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self._over()
-
-
-def parsed_object(body: bytes) -> dict[str, Any]:
-    """A request's JSON object. Raises RequestRefused."""
-    try:
-        parsed = from_json(body, allow_inf_nan=False)
-    except ValueError as e:
-        raise RequestRefused(400, f"The body is not JSON: {e}.", code="json_invalid") from e
-    if not isinstance(parsed, dict):
-        raise RequestRefused(400, "The body must be a JSON object.", code="invalid_type")
-    if any(isinstance(value, float) and math.isinf(value) for value in parsed.values()):  # as 1e400 is read
-        raise RequestRefused(400, "The body has a number beyond the range of floating point.", code="json_invalid")
-    return parsed
-
-
-def wants_stream(parsed: dict[str, Any]) -> bool:
-    """Raises RequestRefused on anything but true, false and null."""
-    stream = parsed.get("stream")
-    # Strictly, since the gateway reads a stream otherwise than a whole answer: were 1 or "true" let through, vLLM would take it for
-    # true, and the two would read one body differently.
-    if stream is not None and not isinstance(stream, bool):
-        raise RequestRefused(400, "stream: must be true or false.", code="invalid_type", param="stream")
-    return bool(stream)

@@ -95,6 +95,14 @@ class ServingConfig(NodeGroupConfig):
     )
     first_token_timeout_s: float = Field(60, gt=0, description="A stream's time to its first byte.")
     answer_timeout_s: float = Field(600, gt=0, description="The time to a whole answer, of a request that does not stream.")
+    token_timeout_s: float = Field(60, gt=0, description="A stream's longest silence after its first byte.")
+    stream_timeout_s: float = Field(3_600, gt=0, description="A stream's whole time from its first byte to its last.")
+    engine_stall_s: float = Field(
+        120,
+        gt=0,
+        description="An engine of ours that says nothing to anybody for so long, while somebody waits, hangs: whoever waits is "
+        "answered by the other model, and its replica is replaced. Longer than it reads your longest prompt.",
+    )
 
     # Limits
     max_in_flight: Positive = Field(256, description="Requests that an ingress replica works on; more are refused with a 429.")

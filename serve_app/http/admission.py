@@ -14,11 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from firewall_ray.config.serving import ServingConfig
 from serve_app.api_keys import holder
+from serve_app.body import BOM, unpacked
 from serve_app.errors import RequestRefused
 from serve_app.http.hosts import host_is_allowed
 
 PROBES = frozenset({"/health", "/ready"})  # by whatever name: load balancers have their own
-OPEN_PATHS = PROBES | {"/"}  # and the page: nothing that costs or tells anything
+# And the page, and what the endpoints are: nothing that costs or tells anything of this server.
+OPEN_PATHS = PROBES | {"/", "/openapi.json", "/docs"}
 RETRY_AFTER_S = 1
 # After a 408 nobody knows where the next request would begin.
 _HEADERS = {401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}}
@@ -46,7 +48,7 @@ class Admission:
                 await self._app(_let_in(scope, key_name), receive, send)
                 return
             with self._slot(key_name):
-                body = await self._body(scope, receive)
+                body = await self._plain(scope, await self._body(scope, receive))
                 await self._app(_let_in(scope, key_name), _replayed(body, receive), send)
         except RequestRefused as e:  # of this class: the application answers its own
             self._on_refused(e.status)
@@ -113,6 +115,14 @@ class Admission:
             limit = f"{self._serving.body_timeout_s:g} s (serving.body_timeout_s)"
             raise RequestRefused(408, f"The body did not arrive within {limit}.", code="body_timeout") from e
 
+    async def _plain(self, scope: Scope, body: bytes) -> bytes:
+        """The body unpacked, and without the mark that some editors put before a text."""
+        encoding = Headers(scope=scope).get("content-encoding", "").strip()
+        if encoding:
+            # In a thread: a few kilobytes may be sixteen megabytes.
+            body = await asyncio.to_thread(unpacked, body, encoding, self._max_body_bytes)
+        return body.removeprefix(BOM)
+
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._max_body_bytes:
             limit = f"{self._serving.max_body_mib:g} MiB (serving.max_body_mib)"
@@ -124,8 +134,8 @@ def _too_many(message: str) -> RequestRefused:
 
 
 def _let_in(scope: Scope, key_name: str | None) -> Scope:
-    """The request with the name of its key in place of the key."""
-    headers = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
+    """The request with the name of its key in place of the key, and of its body as it is now."""
+    headers = [(name, value) for name, value in scope["headers"] if name not in (b"authorization", b"content-encoding")]
     return {**scope, "headers": headers, "state": {**scope.get("state", {}), "key_name": key_name}}
 
 

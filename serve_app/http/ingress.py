@@ -17,11 +17,15 @@ from starlette.types import Lifespan
 from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.config.serving import Route, ServingConfig
 from firewall_ray.store.dataset import Dataset
+from serve_app.body import parsed_object
 from serve_app.errors import add_error_handlers, error_response
-from serve_app.gateway import Gateway, parsed_object
+from serve_app.gateway import Gateway
 from serve_app.http.admission import Admission
+from serve_app.http.openapi import docs_response, openapi_response
 from serve_app.http.page import page_response
 from serve_app.http.readiness import Readiness
+from serve_app.http.without_chunks import WithoutChunks
+from serve_app.logs import warnings_at_once
 from serve_app.models.client import DeployedModel, ModelClient
 from serve_app.models.remote import RemoteModel
 from serve_app.recording.counters import LiveCounters
@@ -46,10 +50,11 @@ class Ingress:
         serving: ServingConfig,
         decisions: Dataset,
     ) -> None:
+        warnings_at_once()
         clients: dict[Route, ModelClient] = {
             route: RemoteModel(ids[route], model, serving)
             if isinstance(model, OpenAIModelConfig)
-            else DeployedModel(model, serving)
+            else DeployedModel(ids[route], model, serving)
             for route, model in models.items()
         }
         self._telemetry = telemetry = Telemetry(serving.prices)
@@ -99,13 +104,18 @@ def asgi_app(
         parsed = parsed_object(await request.body())
         decisions = await gateway.route(parsed, request.headers)
         answers = [decision.as_json(gateway.ids[decision.route]) for decision in decisions]
-        return JSONResponse({"decisions": answers} if isinstance(parsed.get("prompt"), list) else answers[0])
+        prompt = parsed.get("prompt")
+        # A list of token ids is one prompt.
+        is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
+        return JSONResponse({"decisions": answers} if is_batch else answers[0])
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model_card(each) for each in (FIREWALL, *gateway.ids.values())]})
 
     async def model(request: Request) -> Response:
         model_id = request.path_params["model_id"]
+        if not model_id:  # a client that puts a slash behind its URLs
+            return await models(request)
         # For its refusal: of what is not here, it names what is.
         routing_options(model_id, {}, gateway.ids)
         return JSONResponse(_model_card(model_id))
@@ -118,6 +128,14 @@ def asgi_app(
 
     async def page(request: Request) -> Response:
         return the_page
+
+    openapi, docs = openapi_response(), docs_response()
+
+    async def openapi_document(request: Request) -> Response:
+        return openapi
+
+    async def docs_page(request: Request) -> Response:
+        return docs
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -138,11 +156,13 @@ def asgi_app(
             # path: clients ask for names of other hubs, with slashes, and shall get the 404 that says what there is.
             Path("/v1/models/{model_id:path}", model),
             Path("/", page),
+            Path("/openapi.json", openapi_document),
+            Path("/docs", docs_page),
             Path("/stats", stats),
             Path("/health", health),
             Path("/ready", ready),
         ],
-        middleware=[Middleware(Admission, serving, on_refused)],
+        middleware=[Middleware(WithoutChunks), Middleware(Admission, serving, on_refused)],
         lifespan=lifespan,
     )
     add_error_handlers(app)

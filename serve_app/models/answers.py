@@ -9,8 +9,9 @@ from typing import Literal
 
 Endpoint = Literal["chat", "completions"]  # and so are vLLM's methods called in ray.serve.llm
 
-# Why a model gave no answer: no replica, or it died; its queue is full; its time ran out; an error of its own.
-Unavailable = Literal["dead", "overloaded", "timeout", "failed"]
+# Why a model gave no answer: no replica, or it died; its queue is full; its time ran out; an error of its own; its engine
+# crashed while it worked on this request, which may be why.
+Unavailable = Literal["dead", "overloaded", "timeout", "failed", "crashed"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,20 @@ class NotReady(Exception):
 
 
 class ModelUnavailable(Exception):
-    """A model gave no answer, and not a byte of one: another may still."""
+    """A model gave no answer, and not a byte of one: another may still. retry_after_s: when it will probably be there again."""
 
-    def __init__(self, why: Unavailable) -> None:
+    def __init__(self, why: Unavailable, retry_after_s: float = 1.0) -> None:
         super().__init__(why)
         self.why: Unavailable = why
+        self.retry_after_s = retry_after_s
+
+
+# What a model's replica raises, and an ingress unpickles.
+
+
+class EngineDead(Exception):
+    """The replica has no engine that answers: it was dead before this request came, somebody killed it, or it hangs."""
+
+
+class EngineCrashed(Exception):
+    """The engine died by itself while it worked on this request. Another engine may die of it too."""

@@ -10,7 +10,17 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from firewall_ray.config.serving import ServingConfig
-from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, StreamPart, Unavailable, WholeAnswer
+from serve_app.models.answers import (
+    Answer,
+    Endpoint,
+    EngineCrashed,
+    EngineDead,
+    ModelUnavailable,
+    StreamPart,
+    Unavailable,
+    WholeAnswer,
+)
+from serve_app.models.pace import in_time
 from serve_app.models.watch import ModelWatch
 
 logger = logging.getLogger("ray.serve")
@@ -23,24 +33,29 @@ class ModelClient(Protocol):
         """body: the client's, JSON. An Answer below 500, or raises ModelUnavailable. Cancelled, it frees the model."""
         ...
 
+    async def decode(self, prompts: list[list[int]]) -> list[str] | None:
+        """The texts of prompts that are token ids; None where they can't be known here. May raise when the model is dead."""
+        ...
+
     async def check(self) -> None:
         """Raises whatever is wrong when the model would not answer now."""
         ...
 
 
 class DeployedModel:
-    """A `ModelServer` deployment of this application."""
+    """A `ModelServer` deployment of this application. key: the model's name in the run's config, for the log."""
 
-    def __init__(self, handle: DeploymentHandle, serving: ServingConfig) -> None:
+    def __init__(self, key: str, handle: DeploymentHandle, serving: ServingConfig) -> None:
         self._whole = handle.answer
         self._stream = handle.options(stream=True).stream
-        self._watch = ModelWatch(handle)
+        self._decode = handle.decode
+        self._watch = ModelWatch(key, handle, serving.engine_stall_s)
         self._serving = serving
 
     async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
         """As the protocol says."""
         if self._watch.is_dead:
-            raise ModelUnavailable("dead")
+            raise ModelUnavailable("dead", self._watch.expected_s)
         call: Any = (self._stream if streams else self._whole).remote(endpoint, body)
         try:
             # A stream is waited for until it begins: how long it then takes is the client's to choose, by max_tokens.
@@ -53,9 +68,9 @@ class DeployedModel:
             raise
         except TimeoutError as e:
             call.cancel()
-            raise ModelUnavailable("dead" if self._watch.is_dead else "timeout") from e
+            raise self._unavailable("dead" if self._watch.is_dead else "timeout") from e
         except Exception as e:
-            raise ModelUnavailable(_why(e)) from e
+            raise self._unavailable(_why(e)) from e
         if isinstance(first, WholeAnswer):
             if first.status >= 500:
                 raise ModelUnavailable("failed")
@@ -66,12 +81,22 @@ class DeployedModel:
             call.cancel()  # does nothing to a stream that ended; else the client left, and the model shall stop
 
         answer = Answer(200, b"", model_s=first.model_s, release=release)
-        answer.body = _chunks(first, call, answer)
+        answer.body = _chunks(first, in_time(call, self._serving.token_timeout_s, self._serving.stream_timeout_s), answer)
         return answer
+
+    async def decode(self, prompts: list[list[int]]) -> list[str] | None:
+        """As the protocol says."""
+        if self._watch.is_dead:
+            raise ModelUnavailable("dead")
+        texts: list[str] = await self._decode.remote(prompts)
+        return texts
 
     async def check(self) -> None:
         """As the protocol says."""
         await self._watch.check()
+
+    def _unavailable(self, why: Unavailable) -> ModelUnavailable:
+        return ModelUnavailable(why, self._watch.expected_s if why in ("dead", "crashed") else 1.0)
 
 
 async def _chunks(first: StreamPart, rest: AsyncIterator[StreamPart], answer: Answer) -> AsyncIterator[bytes]:
@@ -87,7 +112,9 @@ async def _chunks(first: StreamPart, rest: AsyncIterator[StreamPart], answer: An
 def _why(error: Exception) -> Unavailable:
     if isinstance(error, BackPressureError):
         return "overloaded"
-    if isinstance(error, RayActorError | DeploymentUnavailableError):
+    if isinstance(error, EngineCrashed):
+        return "crashed"
+    if isinstance(error, RayActorError | DeploymentUnavailableError | EngineDead):
         return "dead"
     logger.warning("A model's replica raised %s.", type(error).__name__)  # its message may repeat a prompt
     return "failed"

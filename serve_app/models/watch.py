@@ -5,23 +5,44 @@ scales up and wrong when its only replica died and takes minutes to load, or whe
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.models.outage import Outage
+
 PERIOD_S = 1.0
-ANSWER_S = 5.0  # a replica that is slow to say that it is well is not dead: a request's own deadline judges that
+ANSWER_S = 5.0  # a replica that is slow to say that it is well is not dead yet
+GRACE_S = 0.5  # a request's own failure may be on its way, and knows whether the engine crashed under it
+START_S = 60.0  # that a replica takes to be there again, until one was seen to
 
 
 class ModelWatch:
-    """handle: of the model's deployment. Looks only while a request waits or the model is dead, and at most once a second."""
+    """Looks only while a request waits or the model is dead, and at most once a second.
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self.is_dead = False
+    key: the model's name in the run's config, for the log. handle: of its deployment. stall_s: replicas that have not said for
+    so long that they are well are dead, though their processes live.
+    """
+
+    def __init__(self, key: str, handle: DeploymentHandle, stall_s: float) -> None:
+        self._outage = Outage(key, expected_s=START_S)
         self._handle = handle
+        self._stall_s = stall_s
+        self._silent_since: float | None = None
         self._waiting: set[asyncio.Timeout] = set()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_dead(self) -> bool:
+        """As it was found the last time."""
+        return self._outage.is_on
+
+    @property
+    def expected_s(self) -> float:
+        """Seconds until a dead model will probably be back."""
+        return self._outage.remaining_s
 
     async def check(self) -> None:
         """Raises whatever is wrong when no replica is well, and TimeoutError when one takes too long to say."""
@@ -34,7 +55,7 @@ class ModelWatch:
 
     @contextmanager
     def waiting(self, deadline: asyncio.Timeout) -> Iterator[None]:
-        """While a request waits for its first byte: its deadline is over at once when the model is found dead."""
+        """While a request waits for its first byte: its deadline is over soon when the model is found dead."""
         if self._task is None:  # not in __init__, which has no event loop yet
             self._task = asyncio.create_task(self._watch())
         self._waiting.add(deadline)
@@ -47,17 +68,26 @@ class ModelWatch:
         while True:
             await asyncio.sleep(PERIOD_S)
             if self._waiting or self.is_dead:
-                self.is_dead = await self._finds_it_dead()
+                await self._look()
             if self.is_dead:
+                soon = asyncio.get_running_loop().time() + GRACE_S
                 for deadline in self._waiting:
-                    with suppress(RuntimeError):  # it was over already
-                        deadline.reschedule(0)
+                    when = deadline.when()
+                    if when is None or when > soon:
+                        with suppress(RuntimeError):  # it was over already
+                            deadline.reschedule(soon)
 
-    async def _finds_it_dead(self) -> bool:
+    async def _look(self) -> None:
         try:
             await self.check()
         except TimeoutError:
-            return False
-        except Exception:
-            return True
-        return False
+            now = time.monotonic()
+            self._silent_since = self._silent_since or now
+            if now - self._silent_since > self._stall_s:
+                self._outage.begin(f"no replica has said for {self._stall_s:g} s that it is well")
+        except Exception as e:
+            self._silent_since = None
+            self._outage.begin(f"no replica is well ({type(e).__name__})")
+        else:
+            self._silent_since = None
+            self._outage.end()

@@ -25,6 +25,8 @@ from firewall_ray.router.pair import ModelOfPair, check_models
 from firewall_ray.router.predict import RouterPredictor, Scored, local_copy
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
+from serve_app.crossing import only_plain_errors
+from serve_app.logs import warnings_at_once
 from serve_app.metrics import RayMetrics
 from serve_app.routing.budget import BudgetController
 from serve_app.routing.decision import Decision, DecisionRequest, Spent
@@ -64,6 +66,7 @@ class Router:
         budget_control: BudgetControlConfig | None,
         other_models: Literal["refuse", "warn"],
     ) -> None:
+        warnings_at_once()
         self._store = store
         self._scoring = scoring
         self._pair = pair
@@ -170,16 +173,17 @@ class Router:
         prompts = [
             [template.format(question=text) for text in each.texts] if each.are_questions else each.texts for each in requests
         ]
-        with self._slices.scoring(predictor, prompts) as scores:
+        with only_plain_errors(), self._slices.scoring(predictor, prompts) as scores:
             all_scored = await asyncio.gather(*scores, return_exceptions=True)
         # Nothing is awaited from here on: a threshold must know of every decision before it.
         decided: list[list[Decision] | Exception] = []
         for request, its_prompts, scored in zip(requests, prompts, all_scored, strict=True):
             try:
-                if isinstance(scored, BaseException):
-                    raise scored
-                decided.append(self._decide(request, its_prompts, scored, predictor.card, budgets))
-            except Exception as e:
+                with only_plain_errors():
+                    if isinstance(scored, BaseException):
+                        raise scored
+                    decided.append(self._decide(request, its_prompts, scored, predictor.card, budgets))
+            except Exception as e:  # plain by now
                 decided.append(e)
                 continue
             if request.counts:

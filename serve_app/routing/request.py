@@ -70,7 +70,7 @@ def _fraction_of_header(given: str, named: float | None) -> float:
 
 
 def chat_text(messages: Sequence[Any], which: Literal["last_user", "conversation"]) -> str | None:
-    """The text of a chat that the router reads: of the last user message that has any, or all that has been said.
+    """The text of a chat that the router reads: of the last user message that has any but blanks, or all that has been said.
 
     Text parts are joined by newlines, as vLLM joins them. Content may be a string, null, or parts, of which images and the
     like are passed over. None: no text.
@@ -80,10 +80,12 @@ def chat_text(messages: Sequence[Any], which: Literal["last_user", "conversation
     """
     if which == "conversation":
         texts = [_content_text(message.get("content")) for message in messages if isinstance(message, dict)]
-        return "\n".join(text for text in texts if text) or None
+        return "\n".join(text for text in texts if text.strip()) or None
     for message in reversed(messages):
-        if isinstance(message, dict) and message.get("role") == "user" and (text := _content_text(message.get("content"))):
-            return text
+        if isinstance(message, dict) and message.get("role") == "user":
+            text = _content_text(message.get("content"))
+            if text.strip():
+                return text
     return None
 
 
@@ -104,3 +106,17 @@ def prompts_of(prompt: Any) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else prompt
     readable = isinstance(prompts, list) and all(isinstance(each, str) for each in prompts)
     return list(prompts) if readable else []
+
+
+def token_ids_of(prompt: Any) -> list[list[int]]:
+    """The token ids of a completion's `prompt`, one list a prompt. Empty where it holds texts or what is no prompt.
+
+    >>> token_ids_of([1, 2]), token_ids_of([[1], [2]]), token_ids_of("a"), token_ids_of([True])
+    ([[1, 2]], [[1], [2]], [], [])
+    """
+    prompts = [prompt] if _are_ids(prompt) else prompt
+    return list(prompts) if isinstance(prompts, list) and all(map(_are_ids, prompts)) else []
+
+
+def _are_ids(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and set(map(type, prompt)) == {int}

@@ -1,7 +1,7 @@
 """A gateway without Ray and models: a router and two models that do as a test says, and an HTTP client of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,7 @@ class FakeModel:
     why: Unavailable | None = None
     breaks_after: int | None = None
     hangs: bool = False
+    decoded: Callable[[list[list[int]]], list[str]] | None = None
     bodies: list[bytes] = field(default_factory=list)
     num_open: int = 0
 
@@ -87,6 +88,11 @@ class FakeModel:
         answer.body = self._chunks(answer, usage)
         self.num_open += 1
         return answer
+
+    async def decode(self, prompts: list[list[int]]) -> list[str] | None:
+        if self.why is not None:
+            raise ModelUnavailable(self.why)
+        return self.decoded(prompts) if self.decoded else None
 
     async def check(self) -> None:
         if self.why is not None:

@@ -126,7 +126,10 @@ def test_the_packages_never_import_what_stands_beside_them(path: Path) -> None:
 # The floors of serve_app, from the cellar up: what processes hand to each other; the parts; the story that is told with them; who
 # may come in; what is described in the driver and typed by people. A room's name stands for its modules.
 SERVE_FLOORS = (
-    ("errors", "serve_settings", "metrics", "api_keys", "models.answers", "routing.decision"),
+    (
+        *("errors", "body", "crossing", "logs", "outages", "suspects"),
+        *("serve_settings", "metrics", "api_keys", "models.answers", "routing.decision"),
+    ),
     ("routing", "models"),
     ("recording",),
     ("gateway",),
@@ -137,8 +140,8 @@ SERVE_FLOORS = (
 )
 # What a replica's process loads of serve_app besides the module of the deployment itself. Nobody else's code is among it.
 SERVE_PROCESSES = {
-    "routing.replica": {"routing.budget", "routing.decision", "routing.drift", "metrics"},
-    "models.replica": {"models.answers", "models.chats", "errors"},
+    "routing.replica": {"routing.budget", "routing.decision", "routing.drift", "metrics", "crossing", "logs"},
+    "models.replica": {"models.answers", "models.chats", "models.engine", "errors", "crossing", "logs"},
 }
 NOT_IN_THE_INGRESS = {
     "app",
@@ -148,6 +151,7 @@ NOT_IN_THE_INGRESS = {
     "routing.budget",
     "routing.drift",
     "models.replica",
+    "models.engine",
     "models.deployment",
 }
 

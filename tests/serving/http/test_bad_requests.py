@@ -5,14 +5,14 @@ What only a model can judge (messages, sampling parameters) is in test_app.py, o
 
 import asyncio
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
 from gateway_fakes import Fakes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from serve_app.api_keys import make_key
 from serve_app.errors import first_problem
@@ -30,7 +30,7 @@ NOT_JSON = [
     *(
         b'{"model": "firewall", "messages": "\xff\xfe"}',
         b'{"prompt": "\xed\xa0\x80"}',
-        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf",
         '{"a": 1}'.encode("utf-16"),
     ),
     *(rb'{"prompt": "\ud800"}', rb'{"prompt": "\udc00\ud800"}', rb'{"prompt": "\x"}', b'{"prompt": "a\nb"}', b'{"prompt": "\0"}'),
@@ -211,6 +211,21 @@ def test_a_problem_is_named_by_its_field_and_not_by_how_it_was_looked_for() -> N
     # pydantic's own: messages.1.int, messages.1.Message.content.str, messages.1.Message.content.list[int].0
     message, code, param = first_problem(refused.value)
     assert (message, code, param) == ("messages.1: Input should be a valid integer", "int_type", "messages.1")
+
+
+def test_five_stop_strings_are_too_many_and_not_of_a_wrong_type() -> None:
+    class Body(BaseModel):
+        stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+
+    problems = []
+    for stop in (list("abcde"), 5):
+        with pytest.raises(ValidationError) as refused:
+            Body.model_validate({"stop": stop})
+        problems.append(first_problem(refused.value))
+    assert problems == [
+        ("stop: List should have at most 4 items after validation, not 5", "too_long", "stop"),
+        ("stop: Input should be a valid string", "string_type", "stop"),
+    ]
 
 
 def test_null_bytes_in_text_are_text() -> None:

@@ -26,7 +26,16 @@ def test_events_are_the_same_however_the_network_cuts_them(texts: list[str], end
         return [data async for data in event_data(_of(*(stream[i : i + size] for i in range(0, len(stream), size))))]
 
     # bytes.strip knows ASCII's blanks alone
-    assert asyncio.run(read()) == [text.encode().strip() for text in texts]
+    assert asyncio.run(read()) == [data for text in texts if (data := text.encode().strip())]
+
+
+def test_what_only_keeps_a_connection_awake_is_passed_over() -> None:
+    stream = b'data:\n\ndata: \n\nevent: ping\ndata: {"type": "ping"}\n\nevent: x\ndata: 1\n\nevent: ping\n\n: x\n\ndata: 2\n\n'
+
+    async def read() -> list[bytes]:
+        return [data async for data in event_data(_of(stream))]
+
+    assert asyncio.run(read()) == [b"1", b"2"]
 
 
 def test_a_last_event_without_a_line_end_counts() -> None:

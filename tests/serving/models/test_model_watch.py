@@ -10,6 +10,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from serve_app.models import watch as model_watch
 from serve_app.models.watch import ModelWatch
 
+STALL_S = 60.0
 NONE_LEFT = DeploymentUnavailableError(DeploymentID("weak", "firewall"))
 
 
@@ -47,7 +48,7 @@ async def wait_for_ever(watch: ModelWatch, timeout_s: float = 3_600) -> None:
 @pytest.mark.parametrize("outcome", [NONE_LEFT, [RuntimeError("died")], [RuntimeError("died"), RuntimeError("died too")]])
 def test_whoever_waits_for_a_dead_model_waits_no_longer(outcome: Any) -> None:
     async def scenario() -> ModelWatch:
-        watch = ModelWatch(FakeHandle(outcome))
+        watch = ModelWatch("weak", FakeHandle(outcome), STALL_S)
         waiters = await asyncio.gather(*(wait_for_ever(watch) for _ in range(3)), return_exceptions=True)
         assert [type(outcome) for outcome in waiters] == [TimeoutError] * 3
         return watch
@@ -59,7 +60,7 @@ def test_whoever_waits_for_a_dead_model_waits_no_longer(outcome: Any) -> None:
 def test_one_replica_that_is_well_or_slow_is_worth_waiting_for(outcome: Any) -> None:
     async def scenario() -> FakeHandle:
         handle = FakeHandle(outcome)
-        watch = ModelWatch(handle)
+        watch = ModelWatch("weak", handle, STALL_S)
         waiter = asyncio.create_task(wait_for_ever(watch))
         while handle.num_looks < 3:
             await asyncio.sleep(0.001)
@@ -71,10 +72,24 @@ def test_one_replica_that_is_well_or_slow_is_worth_waiting_for(outcome: Any) -> 
     asyncio.run(scenario())
 
 
+def test_replicas_that_never_say_whether_they_are_well_are_dead_in_the_end() -> None:
+    async def scenario() -> None:
+        handle = FakeHandle(TimeoutError())
+        watch = ModelWatch("weak", handle, stall_s=0.05)
+        with pytest.raises(TimeoutError):
+            await wait_for_ever(watch)
+        assert watch.is_dead
+        handle.outcome = [None]
+        while watch.is_dead:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_a_model_that_came_back_is_found_alive_though_nobody_waits() -> None:
     async def scenario() -> None:
         handle = FakeHandle(NONE_LEFT)
-        watch = ModelWatch(handle)
+        watch = ModelWatch("weak", handle, STALL_S)
         with pytest.raises(TimeoutError):
             await wait_for_ever(watch)
         handle.outcome = [None]
@@ -87,7 +102,7 @@ def test_a_model_that_came_back_is_found_alive_though_nobody_waits() -> None:
 def test_a_model_that_nobody_asks_is_left_alone() -> None:
     async def scenario() -> None:
         handle = FakeHandle([None])
-        watch = ModelWatch(handle)
+        watch = ModelWatch("weak", handle, STALL_S)
         with pytest.raises(TimeoutError):
             await wait_for_ever(watch, 0.05)
         seen = handle.num_looks
@@ -100,7 +115,7 @@ def test_a_model_that_nobody_asks_is_left_alone() -> None:
 
 def test_a_check_says_what_is_wrong() -> None:
     async def check(outcome: Any) -> None:
-        await ModelWatch(FakeHandle(outcome)).check()
+        await ModelWatch("weak", FakeHandle(outcome), STALL_S).check()
 
     asyncio.run(check([None, RuntimeError("died")]))
     with pytest.raises(DeploymentUnavailableError):

@@ -25,6 +25,7 @@ from openai_server import (
     no_events,
     number_first,
     openai_server,
+    raw_json,
     refusal,
     slow,
     stream_of,
@@ -37,6 +38,7 @@ from firewall_ray.errors import ConfigError
 from serve_app.gateway import Gateway
 from serve_app.http.ingress import asgi_app
 from serve_app.models.answers import Answer, ModelUnavailable
+from serve_app.models.breaker import NUM_FAILURES
 from serve_app.models.remote import RemoteModel
 from serve_app.recording.counters import LiveCounters
 
@@ -293,10 +295,104 @@ def test_a_stream_that_falls_silent_is_given_up(server: OpenAIServer) -> None:
         return events(server.chunks(body, num_words=2, hangs=True))
 
     server.answer = silent
-    response, front = run(server.url, lambda front: front.chat(stream=True), first_token_timeout_s=0.5)
+    response, front = run(server.url, lambda front: front.chat(stream=True), token_timeout_s=0.5)
     assert response.text.count('"model":"large"') == 2
     assert '"code":"model_failed"' in response.text
     assert [exchange.status for exchange in front.recorder.exchanges] == [502]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_stream_that_just_ends_is_whole_when_its_choices_are(server: OpenAIServer, finished: bool) -> None:
+    """Some servers leave [DONE] out."""
+
+    async def closing(body: Any) -> Response:
+        first = event(choices=[{"index": 0, "delta": {"content": "one"}, "finish_reason": "stop"}])
+        second = {"index": 1, "delta": {"content": "two"}, "finish_reason": "length" if finished else None}
+        return events(stream_of(b"data:\n\n", first, b'event: ping\ndata: {"type": "ping"}\n\n', event(choices=[second])))
+
+    server.answer = closing
+    response, front = run(server.url, lambda front: front.chat(stream=True))
+    assert response.text.endswith("data: [DONE]\n\n") == finished
+    assert [exchange.status for exchange in front.recorder.exchanges] == [200 if finished else 502]
+
+
+FAILED_CHOICE = {"index": 0, "delta": {"content": ""}, "message": {"content": ""}}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"error": {"message": "quota of ACME Inc.", "code": 502}, "choices": [FAILED_CHOICE]},
+        {"choices": [{**FAILED_CHOICE, "error": {"message": "quota of ACME Inc."}, "finish_reason": "error"}]},
+        {"choices": {"message": "quota of ACME Inc."}},
+    ],
+)
+def test_an_error_beside_choices_is_an_error(server: OpenAIServer, wrong: dict[str, Any], streams: bool) -> None:
+    async def answer(body: Any) -> Response:
+        return events(stream_of(event(**wrong), b"data: [DONE]\n\n")) if streams else raw_json(wrong)
+
+    server.answer = answer
+    response, _ = run(server.url, lambda front: front.chat(stream=streams))
+    assert response.headers["x-firewall-fallback"] == "failed"
+    assert "ACME" not in response.text
+
+
+def test_an_error_beside_choices_after_the_first_byte_is_our_error_event(server: OpenAIServer) -> None:
+    async def answer(body: Any) -> Response:
+        wrong = event(choices=[FAILED_CHOICE], error={"message": "quota of ACME Inc."})
+        return events(stream_of(event(choices=[{"index": 0, "delta": {"content": "one"}}]), wrong, b"data: [DONE]\n\n"))
+
+    server.answer = answer
+    response, front = run(server.url, lambda front: front.chat(stream=True))
+    assert '"code":"model_failed"' in response.text
+    assert "ACME" not in response.text
+    assert [exchange.status for exchange in front.recorder.exchanges] == [502]
+
+
+def test_stream_options_that_the_client_never_sent_are_left_out_where_the_server_does_not_know_them(server: OpenAIServer) -> None:
+    async def strict(body: Any) -> Response:
+        if "stream_options" in body:
+            return refusal(400, "Unknown parameter: 'stream_options'.")
+        return events(server.chunks(body))
+
+    async def ask(front: Front) -> list[httpx.Response]:
+        theirs = {"stream": True, "stream_options": {"include_usage": True}}
+        return [await front.chat(stream=True), await front.chat(stream=True), await front.chat(**theirs)]
+
+    server.answer = strict
+    (first, second, theirs), _ = run(server.url, ask)
+    assert [first.status_code, second.status_code, theirs.status_code] == [200, 200, 400]
+    assert "stream_options" in theirs.json()["error"]["message"]
+    assert ["stream_options" in body for _, _, body in server.seen] == [True, False, False, True]
+
+
+def test_continuous_usage_without_usage_is_not_asked_for(server: OpenAIServer) -> None:
+    run(server.url, lambda front: front.chat(stream=True, stream_options={"continuous_usage_stats": True}))
+    ((_, _, body),) = server.seen
+    assert body["stream_options"] == {"include_usage": True}
+
+
+def test_a_server_that_is_down_is_soon_left_alone(server: OpenAIServer) -> None:
+    async def broken(body: Any) -> Response:
+        return refusal(500)
+
+    async def ask(front: Front) -> list[str]:
+        return [(await front.chat()).headers["x-firewall-fallback"] for _ in range(NUM_FAILURES + 3)]
+
+    server.answer = broken
+    whys, _ = run(server.url, ask)
+    assert whys == ["failed"] * NUM_FAILURES + ["dead"] * 3
+    assert len(server.seen) == NUM_FAILURES
+
+
+def test_retry_after_is_what_the_server_says(server: OpenAIServer) -> None:
+    async def busy(body: Any) -> Response:
+        return Response(b"{}", 429, {"retry-after": "17"})
+
+    server.answer = busy
+    response, _ = run(server.url, lambda front: front.chat(), fallback=False)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "17")
 
 
 # Slots ---------------------------------------------------------------------------------------------------------------

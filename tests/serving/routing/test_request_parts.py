@@ -108,6 +108,9 @@ def test_a_model_of_the_pair_by_its_own_id_asks_for_no_routing() -> None:
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "a"}]}], "a"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], None),
         ([{"role": "system", "content": "be brief"}], None),
+        ([{"role": "user", "content": " asked\n"}, {"role": "user", "content": " \n\t"}], " asked\n"),
+        ([{"role": "user", "content": "asked"}, {"role": "user", "content": [{"type": "text", "text": " "}, " "]}], "asked"),
+        ([{"role": "user", "content": "  "}], None),
         ([], None),
     ],
 )
