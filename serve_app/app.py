@@ -26,6 +26,7 @@ from serve_app.models.deployment import llm_config
 from serve_app.models.replica import ModelServer
 from serve_app.routing.replica import router_deployment
 from serve_app.routing.request import FIREWALL, is_reserved
+from serve_app.routing.shared_conversations import conversations_deployment
 
 # The ingress refuses what is too much itself, in OpenAI's shape (`serving.max_in_flight`), before Serve would.
 SERVE_MAX_ONGOING = 10_000
@@ -85,6 +86,7 @@ def compose(config: RunConfig) -> Application:
         router=router_deployment(config, store, name, (weak, strong)),
         ids=ids,
         models={route: _model(config, key, prompts[key]) for route, key in ids.items()},
+        conversations=conversations_deployment(serving),
         serving=serving,
         decisions=store.decisions(),
     )
@@ -103,5 +105,7 @@ def _model(config: RunConfig, key: str, prompt: PromptFormat) -> Application | O
             logger.warning(words, key)
         return model
     arguments, chats = as_sampled(prompt, config.sampling)
-    served = llm_config(key, model, config.serving.node_resources, arguments)
+    # Where there is one replica, or conversations are not kept, Serve's own choice is the better one: it looks at the queues.
+    sticky = config.serving.sticky and model.replicas.max > 1
+    served = llm_config(key, model, config.serving.node_resources, arguments, sticky=sticky)
     return build_llm_deployment(served, deployment_cls=ModelServer, bind_kwargs={"chats": chats})

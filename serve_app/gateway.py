@@ -21,9 +21,10 @@ from serve_app.models.answers import Answer, Endpoint, ModelUnavailable
 from serve_app.models.client import ModelClient
 from serve_app.recording.exchange import Exchange, Observer
 from serve_app.routing.client import RouterClient
-from serve_app.routing.conversations import HEADER, Conversations, conversation_key, first_turn
+from serve_app.routing.conversations import HEADER, Conversation, conversation_of, first_turn
 from serve_app.routing.decision import OTHER, Decision, Reason
 from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, routing_options
+from serve_app.routing.shared_conversations import ConversationsClient, KnownConversations
 
 CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
 RETRY_AFTER_S = 1
@@ -40,7 +41,10 @@ class Text(NamedTuple):
 
 
 class Gateway:
-    """ids: what clients call the models. observers: are told of every chat and completion when it is over."""
+    """ids: what clients call the models. observers: are told of every chat and completion when it is over.
+
+    shared_conversations: None where this is the only ingress replica.
+    """
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class Gateway:
         ids: Mapping[Route, str],
         serving: ServingConfig,
         observers: Sequence[Observer] = (),
+        shared_conversations: ConversationsClient | None = None,
     ) -> None:
         self._router = router
         self._models = models
@@ -56,7 +61,7 @@ class Gateway:
         self._serving = serving
         self._observers = observers
         self._fail_open: Route = serving.shadow or serving.fail_open
-        self._conversations = Conversations()
+        self._conversations = KnownConversations(shared_conversations)
 
     # Requests --------------------------------------------------------------------------------------------------------
 
@@ -86,15 +91,15 @@ class Gateway:
         options = routing_options(parsed.get("model"), request.headers, self.ids)
         text = self._text_of(exchange.endpoint, parsed)
         exchange.text = text.texts[0] if text.texts else None
-        key = None
+        conversation = None
         # A completion has no turns.
         if self._serving.sticky and exchange.endpoint == "chat" and options.route is None:
-            beginning, given = first_turn(parsed["messages"]), request.headers.get(HEADER)
-            key = conversation_key(options.strong_fraction, beginning, given, exchange.key_name)
+            named = request.headers.get(HEADER)
+            conversation = conversation_of(parsed["messages"], options.strong_fraction, named, exchange.key_name)
 
-        decision = exchange.decision = await self._decide_request(exchange, options, text, key)
+        decision = exchange.decision = await self._decide_request(exchange, options, text, conversation)
         exchange.router_s = exchange.elapsed_s()
-        answer = await self._ask(exchange, decision, body, streams=streams)
+        answer = await self._ask(exchange, decision, body, conversation, streams=streams)
         exchange.first_byte_s = exchange.elapsed_s()  # of a whole answer, this is its last byte too
         exchange.model_s, exchange.usage = answer.model_s, answer.usage
 
@@ -151,9 +156,11 @@ class Gateway:
         text = chat_text(first_turn(messages) if self._serving.sticky else messages, self._serving.chat_text)
         return Text([text] if text else [], are_questions=True)
 
-    async def _decide_request(self, exchange: Exchange, options: RoutingOptions, text: Text, key: bytes | None) -> Decision:
+    async def _decide_request(
+        self, exchange: Exchange, options: RoutingOptions, text: Text, conversation: Conversation | None
+    ) -> Decision:
         """One decision for a request, since one model answers it: the strong one as soon as one of its texts needs it."""
-        if key is not None and (known := self._conversations.recall(key)) is not None:
+        if conversation is not None and (known := await self._conversations.recall(conversation)) is not None:
             decision = known.sticky()
         else:
             decisions = await self._decide(options, text, self._serving.router_timeout_s, counts=True)
@@ -161,9 +168,9 @@ class Gateway:
             decision = decisions[decisive]
             if text.texts:
                 exchange.text = text.texts[decisive]
-            if key is not None:
+            if conversation is not None:
                 # What the score chose: in shadow mode, what is done with it is said anew at each turn.
-                self._conversations.remember(key, decision)
+                decision = await self._conversations.decided(conversation, decision)
         if self._serving.shadow is not None and decision.reason in ("score", "sticky"):
             decision = decision.shadowed_by(self._serving.shadow)
         return decision
@@ -188,15 +195,18 @@ class Gateway:
 
     # Answers ---------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, exchange: Exchange, decision: Decision, body: bytes, *, streams: bool) -> Answer:
+    async def _ask(
+        self, exchange: Exchange, decision: Decision, body: bytes, conversation: Conversation | None, *, streams: bool
+    ) -> Answer:
         """The chosen model's answer, or the other's where it gives none and the client did not name it."""
+        session = conversation.key.hex() if conversation is not None else None
         routes = [decision.route]
         if self._serving.fallback and decision.reason != "requested":
             routes.append(OTHER[decision.route])
         causes = []
         for route in routes:
             try:
-                answer = await self._models[route].ask(exchange.endpoint, body, streams=streams)
+                answer = await self._models[route].ask(exchange.endpoint, body, streams=streams, session=session)
             except ModelUnavailable as e:
                 causes.append(e.why)
                 continue

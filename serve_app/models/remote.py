@@ -51,7 +51,7 @@ class RemoteModel:
         )
         self._num_in_flight = 0
 
-    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
+    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool, session: str | None = None) -> Answer:
         """As the protocol says. After its first event, a stream may pause for `first_token_timeout_s` again."""
         # httpx would have it wait for a connection, while the other model may have room.
         if self._num_in_flight >= self._config.max_concurrency:

@@ -1,13 +1,12 @@
-"""Which model a conversation began with, so that it stays there (`serving.sticky`). Lives in an ingress replica.
+"""Which model a conversation began with, so that it stays there (`serving.sticky`) when the threshold moves or the router changes.
 
-The first turn decides. Another ingress replica, which never saw that turn, reads the same messages and decides the same; this
-memory holds a conversation where it is when the threshold moves or the router changes meanwhile.
+Lives in each ingress replica, and once more behind all of them where there may be several (`shared_conversations.py`).
 """
 
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from cachetools import TTLCache
 from pydantic_core import to_json
@@ -37,6 +36,27 @@ class Conversations:
         """Only what a score decided: after a failure of the router the next turn asks it again."""
         if decision.reason == "score":
             self._decisions[key] = decision
+
+    def claim(self, key: bytes, decision: Decision) -> Decision:
+        """What was decided first: `decision`, unless the conversation is known here."""
+        if (known := self.recall(key)) is not None:
+            return known
+        self.remember(key, decision)
+        return decision
+
+
+class Conversation(NamedTuple):
+    """key: see `conversation_key`. may_be_known: to another ingress replica; an unnamed conversation's first message cannot be."""
+
+    key: bytes
+    may_be_known: bool
+
+
+def conversation_of(messages: Sequence[Any], strong_fraction: float | None, named: str | None, caller: str | None) -> Conversation:
+    """The conversation that the messages of a request belong to; the other arguments as of `conversation_key`."""
+    beginning = first_turn(messages)
+    key = conversation_key(strong_fraction, beginning, named, caller)
+    return Conversation(key, may_be_known=named is not None or len(messages) > len(beginning))
 
 
 def first_turn(messages: Sequence[Any]) -> Sequence[Any]:
