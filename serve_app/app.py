@@ -26,7 +26,7 @@ from serve_app.models.deployment import llm_config
 from serve_app.models.replica import ModelServer
 from serve_app.routing.replica import router_deployment
 from serve_app.routing.request import FIREWALL, is_reserved
-from serve_app.routing.shared_conversations import conversations_deployment
+from serve_app.shared.replica import shared_deployment
 
 # The ingress refuses what is too much itself, in OpenAI's shape (`serving.max_in_flight`), before Serve would.
 SERVE_MAX_ONGOING = 10_000
@@ -86,7 +86,7 @@ def compose(config: RunConfig) -> Application:
         router=router_deployment(config, store, name, (weak, strong)),
         ids=ids,
         models={route: _model(config, key, prompts[key]) for route, key in ids.items()},
-        conversations=conversations_deployment(serving),
+        shared=shared_deployment(serving),
         serving=serving,
         decisions=store.decisions(),
     )

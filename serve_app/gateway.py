@@ -21,10 +21,10 @@ from serve_app.models.answers import Answer, Endpoint, ModelUnavailable
 from serve_app.models.client import ModelClient
 from serve_app.recording.exchange import Exchange, Observer
 from serve_app.routing.client import RouterClient
-from serve_app.routing.conversations import HEADER, Conversation, conversation_of, first_turn
+from serve_app.routing.conversations import HEADER, Conversation, KnownConversations, conversation_of, first_turn
 from serve_app.routing.decision import OTHER, Decision, Reason
 from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, routing_options
-from serve_app.routing.shared_conversations import ConversationsClient, KnownConversations
+from serve_app.shared.client import SharedState
 
 CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
 RETRY_AFTER_S = 1
@@ -43,7 +43,7 @@ class Text(NamedTuple):
 class Gateway:
     """ids: what clients call the models. observers: are told of every chat and completion when it is over.
 
-    shared_conversations: None where this is the only ingress replica.
+    shared: None where this is the only ingress replica.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Gateway:
         ids: Mapping[Route, str],
         serving: ServingConfig,
         observers: Sequence[Observer] = (),
-        shared_conversations: ConversationsClient | None = None,
+        shared: SharedState | None = None,
     ) -> None:
         self._router = router
         self._models = models
@@ -61,7 +61,7 @@ class Gateway:
         self._serving = serving
         self._observers = observers
         self._fail_open: Route = serving.shadow or serving.fail_open
-        self._conversations = KnownConversations(shared_conversations)
+        self._conversations = KnownConversations(shared)
 
     # Requests --------------------------------------------------------------------------------------------------------
 

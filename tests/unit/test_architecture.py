@@ -126,9 +126,9 @@ def test_the_packages_never_import_what_stands_beside_them(path: Path) -> None:
 # The floors of serve_app, from the cellar up: what processes hand to each other; the parts; the story that is told with them; who
 # may come in; what is described in the driver and typed by people. A room's name stands for its modules.
 SERVE_FLOORS = (
-    ("errors", "serve_settings", "metrics", "api_keys", "models.answers", "routing.decision"),
+    ("errors", "serve_settings", "metrics", "api_keys", "models.answers", "routing.decision", "shared.client"),
     ("routing", "models"),
-    ("recording",),
+    ("recording", "shared"),
     ("gateway",),
     ("http",),
     ("app",),
@@ -139,6 +139,7 @@ SERVE_FLOORS = (
 SERVE_PROCESSES = {
     "routing.replica": {"routing.budget", "routing.decision", "routing.drift", "metrics"},
     "models.replica": {"models.answers", "models.chats", "errors"},
+    "shared.replica": {"routing.conversations", "routing.request", "routing.decision", "shared.client", "errors"},
 }
 NOT_IN_THE_INGRESS = {
     "app",

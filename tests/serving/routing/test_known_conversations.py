@@ -10,10 +10,22 @@ from gateway_fakes import FakeRouter, Fakes
 from firewall_ray.config.serving import ServingConfig
 from serve_app.routing.conversations import Conversations
 from serve_app.routing.decision import Decision
-from serve_app.routing.shared_conversations import ConversationsClient, SharedConversations, conversations_deployment
+from serve_app.shared.client import SharedState
+from serve_app.shared.replica import SharedReplica, shared_deployment
 
 HARD, EASY = "Prove it.", "Thanks!"
 WEAK, STRONG = Decision("weak", "score", 0.5, 0.3), Decision("strong", "score", 0.1, 0.3)
+
+
+class Direct:
+    """A shared replica in this process."""
+
+    def __init__(self) -> None:
+        self.replica = SharedReplica()
+
+    async def ask(self, question: str, *arguments: Any) -> Any:
+        await asyncio.sleep(0)
+        return await getattr(self.replica, question)(*arguments)
 
 
 def replicas(num: int, shared: Any, **serving: Any) -> list[Fakes]:
@@ -29,7 +41,7 @@ def turn(served: Fakes, *texts: str, **headers: str) -> tuple[str, str]:
 
 
 def test_a_turn_at_another_replica_stays_where_the_first_replica_put_it() -> None:
-    first, second, third = replicas(3, SharedConversations())
+    first, second, third = replicas(3, Direct())
     assert turn(first, HARD) == ("strong", "score")
     for other in (second, third):
         other.router.default_fraction = 0.0  # its own decision would be weak
@@ -40,13 +52,13 @@ def test_a_turn_at_another_replica_stays_where_the_first_replica_put_it() -> Non
 
 
 def test_a_named_conversation_is_known_everywhere_by_its_name_alone() -> None:
-    first, second = replicas(2, SharedConversations())
+    first, second = replicas(2, Direct())
     assert turn(first, HARD, x_firewall_conversation="a") == ("strong", "score")
     assert turn(second, EASY, x_firewall_conversation="a") == ("strong", "sticky")
 
 
 def test_first_turns_that_come_to_several_replicas_at_once_agree() -> None:
-    served = replicas(4, SharedConversations())
+    served = replicas(4, Direct())
     for i, each in enumerate(served):
         each.router.default_fraction = 0.3 * (i % 2)  # every other one decides otherwise
 
@@ -66,7 +78,7 @@ def test_first_turns_that_come_to_several_replicas_at_once_agree() -> None:
 
 
 def test_all_turns_ask_for_the_same_replica_of_their_model_and_other_conversations_for_another() -> None:
-    first, second = replicas(2, SharedConversations())
+    first, second = replicas(2, Direct())
     turn(first, HARD)
     turn(second, HARD, "So.", EASY)
     turn(first, HARD + " Now!")
@@ -79,7 +91,7 @@ def test_all_turns_ask_for_the_same_replica_of_their_model_and_other_conversatio
 
 
 def test_what_a_failing_router_left_open_is_claimed_by_nobody() -> None:
-    first, second = replicas(2, SharedConversations())
+    first, second = replicas(2, Direct())
     first.router.error = RuntimeError()
     assert turn(first, HARD) == ("weak", "router-failed")
     assert turn(second, HARD, "So.", EASY) == ("strong", "score")
@@ -104,10 +116,10 @@ class Call:
 
 
 class Handle:
-    """A deployment handle around a memory of this process, whose calls end as `mood` says."""
+    """A deployment handle around a shared replica of this process, whose calls end as `mood` says."""
 
     def __init__(self) -> None:
-        self.memory = SharedConversations()
+        self.memory = SharedReplica()
         self.mood: Callable[[Awaitable[Any]], Awaitable[Any]] = lambda answer: answer
         self.calls: list[Call] = []
 
@@ -130,19 +142,19 @@ async def hangs(answer: Awaitable[Any]) -> Any:
 
 
 @pytest.mark.parametrize("mood", [raises, hangs])
-def test_a_memory_that_does_not_answer_costs_no_request_its_answer(mood: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shared_replica_that_does_not_answer_costs_no_request_its_answer(mood: Any, caplog: pytest.LogCaptureFixture) -> None:
     handle = Handle()
-    client = ConversationsClient(handle, timeout_s=0.05)  # type: ignore[arg-type]
+    shared = SharedState(handle, timeout_s=0.05)  # type: ignore[arg-type]
 
-    async def ask() -> list[Decision | None]:
-        before = [await client.claim(b"a", STRONG), await client.recall(b"a")]
+    async def ask() -> list[Any]:
+        before = [await shared.ask("claim", b"a", STRONG), await shared.ask("recall", b"a")]
         handle.mood = mood
-        during = [await client.claim(b"b", WEAK), await client.recall(b"a"), await client.recall(b"b")]
+        during = [await shared.ask("claim", b"b", WEAK), await shared.ask("recall", b"a")]
         assert all(call.cancelled for call in handle.calls[2:])
         handle.mood = lambda answer: answer
-        return [*before, *during, await client.recall(b"a")]
+        return [*before, *during, await shared.ask("recall", b"a")]
 
-    assert asyncio.run(ask()) == [STRONG, STRONG, WEAK, None, None, STRONG]
+    assert asyncio.run(ask()) == [STRONG, STRONG, None, None, STRONG]
     said = [record.message for record in caplog.records]
     assert len(said) == 2  # an outage and its end, not a line a request
     assert "gives no answer" in said[0]
@@ -156,7 +168,17 @@ def test_the_first_claim_holds() -> None:
     assert memory.recall(b"a") == STRONG
 
 
-@pytest.mark.parametrize(("sticky", "max_replicas", "shares"), [(True, 4, True), (True, 1, False), (False, 4, False)])
-def test_nothing_is_deployed_where_there_is_nothing_to_share(sticky: bool, max_replicas: int, shares: bool) -> None:
-    serving = ServingConfig(sticky=sticky, ingress_replicas={"min": 1, "max": max_replicas})  # type: ignore[arg-type]
-    assert (conversations_deployment(serving) is not None) == shares
+KEYS = [{"name": "ann", "sha256": "0" * 64}]
+
+
+@pytest.mark.parametrize(
+    ("serving", "shares"),
+    [
+        ({"sticky": True, "ingress_replicas": {"min": 1, "max": 4}}, True),
+        ({"api_keys": KEYS, "ingress_replicas": {"min": 1, "max": 4}}, True),
+        ({"api_keys": "disabled", "ingress_replicas": {"min": 1, "max": 4}}, False),
+        ({"sticky": True, "api_keys": KEYS}, False),
+    ],
+)
+def test_nothing_is_deployed_where_there_is_nothing_to_share(serving: dict[str, Any], shares: bool) -> None:
+    assert (shared_deployment(ServingConfig.model_validate(serving)) is not None) == shares
