@@ -27,6 +27,7 @@ from serve_app.models.replica import ModelServer
 from serve_app.routing.replica import router_deployment
 from serve_app.routing.request import FIREWALL, is_reserved
 from serve_app.serve_settings import REPLICA_SETTINGS
+from serve_app.shared.replica import shared_deployment
 
 # The ingress refuses what is too much itself, in OpenAI's shape (`serving.max_in_flight`), before Serve would.
 SERVE_MAX_ONGOING = 10_000
@@ -90,6 +91,7 @@ def compose(config: RunConfig) -> Application:
         router=router_deployment(config, store, name, (weak, strong)),
         ids=ids,
         models={route: _model(config, key, prompts[key]) for route, key in ids.items()},
+        shared=shared_deployment(serving),
         serving=serving,
         decisions=store.decisions(),
     )
@@ -108,6 +110,8 @@ def _model(config: RunConfig, key: str, prompt: PromptFormat) -> Application | O
             logger.warning(words, key)
         return model
     arguments, chats = as_sampled(prompt, config.sampling)
-    served = llm_config(key, model, config.serving.node_resources, arguments)
+    # Where there is one replica, or conversations are not kept, Serve's own choice is the better one: it looks at the queues.
+    sticky = config.serving.sticky and model.replicas.max > 1
+    served = llm_config(key, model, config.serving.node_resources, arguments, sticky=sticky)
     bound = {"chats": chats, "stall_s": config.serving.engine_stall_s}
     return build_llm_deployment(served, deployment_cls=ModelServer, bind_kwargs=bound)

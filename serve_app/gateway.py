@@ -11,29 +11,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from firewall_ray.config.serving import Route, ServingConfig
 from serve_app.body import parsed_object, wants_stream
 from serve_app.errors import RequestRefused, error_body
+from serve_app.events import Events
 from serve_app.models.answers import Answer, Endpoint, EngineCrashed, ModelUnavailable
 from serve_app.models.client import ModelClient
+from serve_app.models.token_ids import texts_of_ids
 from serve_app.recording.exchange import Exchange, Observer
 from serve_app.routing.client import RouterClient
-from serve_app.routing.conversations import HEADER, Conversations, conversation_key, first_turn
+from serve_app.routing.conversations import HEADER, Conversation, KnownConversations, conversation_of, first_turn
 from serve_app.routing.decision import OTHER, Decision, Reason, certain
 from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, routing_options, token_ids_of
 from serve_app.routing.stand_ins import StandIns
+from serve_app.shared.client import SharedState
 from serve_app.suspects import Suspects, text_key
 from serve_app.work import WorkInFlight
 
 CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
 MAX_PROMPTS = 2_048  # of one /v1/route; millions fit into a body
-MAX_IDS = 8_192  # of a prompt, for the router; more than it reads
 READY_S = 5.0
-# For nginx and its like, which would collect a stream's events, or keep them.
-STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 logger = logging.getLogger("ray.serve")
 
@@ -46,7 +45,10 @@ class Text(NamedTuple):
 
 
 class Gateway:
-    """ids: what clients call the models. observers: are told of every chat and completion when it is over."""
+    """ids: what clients call the models. observers: are told of every chat and completion when it is over.
+
+    shared: None where this is the only ingress replica.
+    """
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Gateway:
         ids: Mapping[Route, str],
         serving: ServingConfig,
         observers: Sequence[Observer] = (),
+        shared: SharedState | None = None,
     ) -> None:
         self._router = router
         self._models = models
@@ -62,7 +65,7 @@ class Gateway:
         self._serving = serving
         self._observers = observers
         self._fail_open: Route = serving.shadow or serving.fail_open
-        self._conversations = Conversations()
+        self._conversations = KnownConversations(shared)
         self._work = WorkInFlight(serving)
         self._stand_ins = StandIns(router, serving)
         self._suspects = Suspects()
@@ -84,7 +87,7 @@ class Gateway:
         except Exception:
             self._close(exchange, 500)
             raise
-        if not isinstance(response, StreamingResponse):  # a stream is over when its last byte is sent
+        if not isinstance(response, Events):  # a stream is over when its last byte is sent
             self._close(exchange, response.status_code)
         return response
 
@@ -98,16 +101,16 @@ class Gateway:
         if options.route is None:
             text = await self._decoded(text, parsed)
         exchange.text = text.texts[0] if text.texts else None
-        key = None
+        conversation = None
         # A completion has no turns.
         if self._serving.sticky and exchange.endpoint == "chat" and options.route is None:
-            beginning, given = first_turn(parsed["messages"]), request.headers.get(HEADER)
-            key = conversation_key(options.strong_fraction, beginning, given, exchange.key_name)
+            named = request.headers.get(HEADER)
+            conversation = conversation_of(parsed["messages"], options.strong_fraction, named, exchange.key_name)
 
-        decision = exchange.decision = await self._decide_request(exchange, options, text, key)
+        decision = exchange.decision = await self._decide_request(exchange, options, text, conversation)
         exchange.router_s = exchange.elapsed_s()
-        its_key = text_key(parsed)
-        answer = await self._ask(exchange, decision, body, its_key, streams=streams)
+        its_key, session = text_key(parsed), None if conversation is None else conversation.key.hex()
+        answer = await self._ask(exchange, decision, body, its_key, session, streams=streams)
         exchange.first_byte_s = exchange.elapsed_s()  # of a whole answer, this is its last byte too
         exchange.model_s, exchange.usage = answer.model_s, answer.usage
 
@@ -124,7 +127,7 @@ class Gateway:
         async def over() -> None:
             await self._stream_over(exchange, answer)
 
-        return _Stream(self._relayed(exchange, answer.body, its_key), over, {**headers, **STREAM_HEADERS})
+        return Events(self._relayed(exchange, answer.body, its_key), over, headers)
 
     async def route(self, parsed: dict[str, Any], headers: Mapping[str, str]) -> list[Decision]:
         """The decisions alone: of a chat's body one, of a completion's one for each of its prompts. Nothing is recorded."""
@@ -165,30 +168,22 @@ class Gateway:
         return Text([text] if text else [], are_questions=True)
 
     async def _decoded(self, text: Text, parsed: dict[str, Any]) -> Text:
-        """The text, or that of the prompt's token ids. Both models must read the same in them: either may be chosen."""
+        """The text, or that of the prompt's token ids."""
         ids = [] if text.are_questions else token_ids_of(parsed.get("prompt"))
         if not ids:
             return text
-        asked = [model.decode([each[:MAX_IDS] for each in ids]) for model in self._models.values()]
-        try:
-            async with asyncio.timeout(self._serving.router_timeout_s):
-                answers = await asyncio.gather(*asked, return_exceptions=True)
-        except TimeoutError:
-            return text
-        if None in answers:  # of a model elsewhere nobody knows
-            return text
-        texts = [answer for answer in answers if isinstance(answer, list)]
-        if any(each != texts[0] for each in texts):
-            both = " and ".join(self.ids.values())
-            message = f"prompt: these token ids are different texts to {both}. Send the text, or name a model."
-            raise RequestRefused(400, message, code="invalid_value", param="prompt")
-        return Text(texts[0], are_questions=False) if texts else text
+        texts = await texts_of_ids(
+            ids, {self.ids[route]: model for route, model in self._models.items()}, self._serving.router_timeout_s
+        )
+        return text if texts is None else Text(texts, are_questions=False)
 
-    async def _decide_request(self, exchange: Exchange, options: RoutingOptions, text: Text, key: bytes | None) -> Decision:
+    async def _decide_request(
+        self, exchange: Exchange, options: RoutingOptions, text: Text, conversation: Conversation | None
+    ) -> Decision:
         """One decision for a request, since one model answers it: the strong one as soon as one of its texts needs it."""
         if options.route is None and (needs_no_router := certain(options.strong_fraction)) is not None:
             decision = needs_no_router
-        elif key is not None and (known := self._conversations.recall(key)) is not None:
+        elif conversation is not None and (known := await self._conversations.recall(conversation)) is not None:
             decision = known.sticky()
         else:
             decisions = await self._decide(options, text, counts=True)
@@ -196,9 +191,9 @@ class Gateway:
             decision = decisions[decisive]
             if text.texts:
                 exchange.text = text.texts[decisive]
-            if key is not None:
+            if conversation is not None:
                 # What the score chose: in shadow mode, what is done with it is said anew at each turn.
-                self._conversations.remember(key, decision)
+                decision = await self._conversations.decided(conversation, decision)
         if self._serving.shadow is not None and decision.reason in ("score", "sticky", "fraction"):
             decision = decision.shadowed_by(self._serving.shadow)
         return decision
@@ -225,8 +220,13 @@ class Gateway:
 
     # Answers ---------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, exchange: Exchange, decision: Decision, body: bytes, key: bytes, *, streams: bool) -> Answer:
-        """The chosen model's answer, or the other's where it gives none and the client did not name it. key: of its text."""
+    async def _ask(
+        self, exchange: Exchange, decision: Decision, body: bytes, key: bytes, session: str | None, *, streams: bool
+    ) -> Answer:
+        """The chosen model's answer, or the other's where it gives none and the client did not name it.
+
+        key: of its text. session: of its conversation.
+        """
         routes = [decision.route]
         suspect = self._suspects.is_suspect(key, decision.route)
         if self._serving.fallback and decision.reason != "requested" and not suspect:
@@ -237,7 +237,7 @@ class Gateway:
             if stands_in and not await self._stand_ins.may(decision):
                 break
             try:
-                answer = await self._models[route].ask(exchange.endpoint, body, streams=streams)
+                answer = await self._models[route].ask(exchange.endpoint, body, streams=streams, session=session)
             except ModelUnavailable as e:
                 failed.append(e)
                 exchange.fallback = exchange.fallback or e.why  # of the model that was to answer; the other's is in the message
@@ -293,17 +293,3 @@ class Gateway:
                 observer.record(exchange)
             except Exception as e:  # it must not, but an answer is worth more than a record of it
                 logger.error("%s failed to record a request (%s).", type(observer).__name__, type(e).__name__)
-
-
-class _Stream(StreamingResponse):
-    """Server-sent events. `over` is awaited once, also where the client left before the first of them."""
-
-    def __init__(self, chunks: AsyncIterator[bytes], over: Callable[[], Awaitable[None]], headers: Mapping[str, str]) -> None:
-        super().__init__(chunks, 200, headers, "text/event-stream")
-        self._over = over
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._over()

@@ -26,6 +26,6 @@ def ray_cluster() -> Iterator[None]:
     """One Ray of its own for all slow tests: address "local" never joins a cluster that happens to run here."""
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(address="local", num_cpus=12, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     yield
     ray.shutdown()

@@ -35,11 +35,12 @@ from serve_app.recording.telemetry import Telemetry
 from serve_app.recording.threaded import ThreadedObserver
 from serve_app.routing.client import DeployedRouter
 from serve_app.routing.request import FIREWALL, routing_options
+from serve_app.shared.client import SharedState
 
 
 class Ingress:
-    """ids: what clients call the models. models: of each, its deployment's handle or the server that has it. decisions: where
-    the decision log goes, if `serving` wants one.
+    """ids: what clients call the models. models: of each, its deployment's handle or the server that has it. shared: what several
+    ingress replicas know together. decisions: where the decision log goes, if `serving` wants one.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Ingress:
         router: DeploymentHandle,
         ids: Mapping[Route, str],
         models: Mapping[Route, DeploymentHandle | OpenAIModelConfig],
+        shared: DeploymentHandle | None,
         serving: ServingConfig,
         decisions: Dataset,
     ) -> None:
@@ -67,7 +69,9 @@ class Ingress:
         if serving.decision_log is not None:
             self._log = DecisionLog(decisions, serving.decision_log, telemetry.logged)
             observers.append(self._log)
-        self._gateway = Gateway(DeployedRouter(router, max_calls=serving.router_replicas.max + 1), clients, ids, serving, observers)
+        shared_state = None if shared is None else SharedState(shared, serving.router_timeout_s)
+        deployed_router = DeployedRouter(router, max_calls=serving.router_replicas.max + 1)
+        self._gateway = Gateway(deployed_router, clients, ids, serving, observers, shared_state)
         self._serving = serving
 
     async def __serve_build_asgi_app__(self) -> Starlette:

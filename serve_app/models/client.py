@@ -29,8 +29,11 @@ logger = logging.getLogger("ray.serve")
 class ModelClient(Protocol):
     """One model of the pair."""
 
-    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
-        """body: the client's, JSON. An Answer below 500, or raises ModelUnavailable. Cancelled, it frees the model."""
+    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool, session: str | None = None) -> Answer:
+        """body: the client's, JSON. session: of a conversation, whose turns one replica should answer, as it holds their cache.
+
+        An Answer below 500, or raises ModelUnavailable. Cancelled, it frees the model.
+        """
         ...
 
     async def decode(self, prompts: list[list[int]]) -> list[str] | None:
@@ -52,11 +55,14 @@ class DeployedModel:
         self._watch = ModelWatch(key, handle, serving.engine_stall_s)
         self._serving = serving
 
-    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
+    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool, session: str | None = None) -> Answer:
         """As the protocol says."""
         if self._watch.is_dead:
             raise ModelUnavailable("dead", self._watch.expected_s)
-        call: Any = (self._stream if streams else self._whole).remote(endpoint, body)
+        method = self._stream if streams else self._whole
+        if session is not None:
+            method = method.options(session_id=session)
+        call: Any = method.remote(endpoint, body)
         try:
             # A stream is waited for until it begins: how long it then takes is the client's to choose, by max_tokens.
             timeout_s = self._serving.first_token_timeout_s if streams else self._serving.answer_timeout_s

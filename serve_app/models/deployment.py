@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ray.serve.config import RequestRouterConfig
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.llm import LLMConfig
 
 from firewall_ray.config.models import VllmModelConfig, model_path
@@ -16,9 +18,12 @@ def llm_config(
     model: VllmModelConfig,
     node_resources: Mapping[str, float] | None = None,
     as_sampled: Mapping[str, Any] | None = None,
+    *,
+    sticky: bool = False,
 ) -> LLMConfig:
     """What Ray Serve needs to serve `models.<key>`; the key is the id that clients know the model by.
 
+    sticky: a conversation keeps its replica, and with it the KV cache of what was said.
     as_sampled: of `chats.as_sampled`, engine arguments by which it is asked as it was sampled.
     """
     bundle = {"CPU": model.num_cpus} if model.device == "cpu" else {"CPU": 1, "GPU": 1}
@@ -39,6 +44,7 @@ def llm_config(
                 "max_replicas": model.replicas.max,
                 "target_ongoing_requests": model.max_num_seqs,
             },
+            **({"request_router_config": RequestRouterConfig(request_router_class=ConsistentHashRouter)} if sticky else {}),
         },
         runtime_env={"env_vars": {**REPLICA_SETTINGS, **_environment(model)}},
     )

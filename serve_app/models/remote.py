@@ -56,7 +56,7 @@ class RemoteModel:
         self._breaker = Breaker(key)
         self._takes_stream_options = True
 
-    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
+    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool, session: str | None = None) -> Answer:
         """As the protocol says."""
         # httpx would have it wait for a connection, while the other model may have room.
         if self._num_in_flight >= self._config.max_concurrency:

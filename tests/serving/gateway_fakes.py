@@ -68,10 +68,12 @@ class FakeModel:
     hangs: bool = False
     decoded: Callable[[list[list[int]]], list[str]] | None = None
     bodies: list[bytes] = field(default_factory=list)
+    sessions: list[str | None] = field(default_factory=list)
     num_open: int = 0
 
-    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
+    async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool, session: str | None = None) -> Answer:
         self.bodies.append(body)
+        self.sessions.append(session)
         if self.why is not None:
             raise ModelUnavailable(self.why)
         if self.hangs:
@@ -123,14 +125,16 @@ class Recorder:
 class Fakes:
     """The gateway and everything around it. `serving`: the fields that matter to the test."""
 
-    def __init__(self, router: FakeRouter | None = None, model_type: type[FakeModel] = FakeModel, **serving: Any) -> None:
+    def __init__(
+        self, router: FakeRouter | None = None, model_type: type[FakeModel] = FakeModel, shared: Any = None, **serving: Any
+    ) -> None:
         self.router = router or FakeRouter()
         self.weak, self.strong = model_type(IDS["weak"]), model_type(IDS["strong"])
         self.recorder = Recorder()
         self.serving = ServingConfig.model_validate({"api_keys": "disabled", "allowed_hosts": ["gateway"], **serving})
         self.counters = LiveCounters(self.serving.prices)
         observers = [self.recorder, self.counters]
-        self.gateway = Gateway(self.router, {"weak": self.weak, "strong": self.strong}, IDS, self.serving, observers)
+        self.gateway = Gateway(self.router, {"weak": self.weak, "strong": self.strong}, IDS, self.serving, observers, shared)
         self.refused: list[int] = []  # statuses
         self.app = asgi_app(self.gateway, self.serving, self.counters, self.refused.append)
 

@@ -172,7 +172,7 @@ def test_whatever_else_a_client_says_reaches_the_model_untouched(messages: list[
 
 def test_a_refusal_of_the_model_is_handed_on_and_no_cause_for_the_other_model() -> None:
     class Refusing(FakeModel):
-        async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
+        async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool, session: str | None = None) -> Answer:
             return Answer(400, b'{"error": {"message": "too long"}}')
 
     served = Fakes(FakeRouter(), Refusing)
@@ -281,7 +281,7 @@ def test_a_refusal_is_recorded_with_its_status() -> None:
 
 def test_a_fault_of_ours_is_a_500_without_its_words_and_recorded() -> None:
     class Broken(FakeModel):
-        async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool) -> Answer:
+        async def ask(self, endpoint: Endpoint, body: bytes, *, streams: bool, session: str | None = None) -> Answer:
             raise RuntimeError(f"cannot handle {body!r}")
 
     served = Fakes(FakeRouter(), Broken)

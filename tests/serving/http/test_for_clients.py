@@ -25,7 +25,7 @@ def test_a_client_of_http_1_0_gets_no_chunks(streams: bool) -> None:
 
     async def ask(port: int, version: bytes) -> tuple[bytes, bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = b"POST /v1/chat/completions HTTP/%s\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        head = b"POST /v1/chat/completions HTTP/%s\r\nhost: localhost\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         writer.write(head % (version, len(body)) + body)
         async with asyncio.timeout(30):
             answer = await reader.read()

@@ -1,0 +1,1 @@
+"""What all ingress replicas know together: a deployment of one replica, and how the others ask it."""

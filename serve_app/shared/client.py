@@ -1,0 +1,40 @@
+"""How an ingress replica asks for what all of them know together. Runs on ingress replicas."""
+
+import asyncio
+import logging
+from typing import Any, Literal
+
+from ray.serve.handle import DeploymentHandle
+
+Question = Literal["recall", "claim", "enter", "leave", "tell"]  # methods of `shared.replica.SharedReplica`
+
+logger = logging.getLogger("ray.serve")
+
+
+class SharedState:
+    """The shared replica. While it does not answer in time, each ingress replica goes by what it knows itself."""
+
+    def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
+        self._handle = handle
+        self._timeout_s = timeout_s
+        self._is_up = True
+
+    async def ask(self, question: Question, *arguments: Any) -> Any:
+        """The method's answer; None where there is none in time. Raises nothing."""
+        call = getattr(self._handle, question).remote(*arguments)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await call
+        except Exception as e:  # whatever befell it, the router and the models can still answer
+            call.cancel()
+            if self._is_up:  # once an outage, not once a request
+                logger.warning(
+                    "The replica that ingress replicas share gives no answer (%s): each goes by what it knows itself.",
+                    type(e).__name__,
+                )
+            self._is_up = False
+            return None
+        if not self._is_up:
+            logger.warning("The replica that ingress replicas share answers again.")
+        self._is_up = True
+        return answer
