@@ -10,8 +10,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from firewall_ray.config.serving import ServingConfig
-from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, StreamPart, Unavailable, WholeAnswer
-from serve_app.models.watch import ModelWatch
+from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, NotReady, StreamPart, Unavailable, WholeAnswer
+from serve_app.models.watch import ANSWER_S, ModelWatch
 
 logger = logging.getLogger("ray.serve")
 
@@ -32,6 +32,7 @@ class DeployedModel:
     """A `ModelServer` deployment of this application."""
 
     def __init__(self, handle: DeploymentHandle, serving: ServingConfig) -> None:
+        self._handle = handle
         self._whole = handle.answer
         self._stream = handle.options(stream=True).stream
         self._watch = ModelWatch(handle)
@@ -72,6 +73,10 @@ class DeployedModel:
     async def check(self) -> None:
         """As the protocol says."""
         await self._watch.check()
+        # Broadcast, as there: a request of its own would wait behind the others.
+        problems = await self._handle.broadcast("problem").results_async(timeout_s=ANSWER_S)
+        if problems and all(problems):
+            raise NotReady(problems[0])
 
 
 async def _chunks(first: StreamPart, rest: AsyncIterator[StreamPart], answer: Answer) -> AsyncIterator[bytes]:
