@@ -4,6 +4,7 @@ import json
 import logging
 import signal
 import threading
+import time
 from ipaddress import ip_address
 from typing import Annotated
 
@@ -18,6 +19,8 @@ from serve_app.outages import say_outages
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to bind. 0.0.0.0 opens it to the network: see serving.api_keys.")]
 PortOption = Annotated[int, typer.Option("--port", min=1, max=65_535)]
+
+READY_S = 60.0
 
 logger = logging.getLogger("firewall_ray")
 
@@ -37,10 +40,44 @@ def main(
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": host, "port": port})
         serve.run(compose(context.config), name="firewall", route_prefix="/")
+        wait_until_ready(host, port)
         # Not through logging: importing ray.serve.llm has put JSON into its place.
         console.print(f"serve: up. Try:\n{curl_line(host, port)}", markup=False, highlight=False, soft_wrap=True)
         threading.Thread(target=say_outages, args=("firewall", _say), daemon=True).start()
         signal.pause()
+
+
+def wait_until_ready(host: str, port: int) -> None:
+    """Until the ingress has spoken to router and models, which warms the ways between them too; at most a minute.
+
+    What does not get ready by then is said, and serving goes on: one model of two answers, too.
+    """
+    import httpx
+
+    deadline = time.monotonic() + READY_S
+    url = f"http://{reachable(host)}:{port}/ready"
+    while True:
+        try:
+            response = httpx.get(url, timeout=READY_S)
+            if response.is_success:
+                return
+            problem = response.json()["error"]["message"]
+        except (httpx.HTTPError, ValueError, KeyError) as e:
+            problem = f"{url} gives no answer ({type(e).__name__})."
+        if time.monotonic() > deadline:
+            logger.warning("serve: %s", problem)
+            return
+        time.sleep(0.5)
+
+
+def reachable(host: str) -> str:
+    """As a URL has it, of an address that is listened on.
+
+    >>> [reachable(host) for host in ("0.0.0.0", "::", "::1", "node-1")]
+    ['127.0.0.1', '[::1]', '[::1]', 'node-1']
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
 
 
 def check_host(host: str, serving: ServingConfig) -> None:

@@ -16,12 +16,13 @@ from serve_app.models.answers import (
     EngineCrashed,
     EngineDead,
     ModelUnavailable,
+    NotReady,
     StreamPart,
     Unavailable,
     WholeAnswer,
 )
 from serve_app.models.pace import in_time
-from serve_app.models.watch import ModelWatch
+from serve_app.models.watch import ANSWER_S, ModelWatch
 
 logger = logging.getLogger("ray.serve")
 
@@ -49,6 +50,7 @@ class DeployedModel:
     """A `ModelServer` deployment of this application. key: the model's name in the run's config, for the log."""
 
     def __init__(self, key: str, handle: DeploymentHandle, serving: ServingConfig) -> None:
+        self._handle = handle
         self._whole = handle.answer
         self._stream = handle.options(stream=True).stream
         self._decode = handle.decode
@@ -100,6 +102,10 @@ class DeployedModel:
     async def check(self) -> None:
         """As the protocol says."""
         await self._watch.check()
+        # Broadcast, as there: a request of its own would wait behind the others.
+        problems = await self._handle.broadcast("problem").results_async(timeout_s=ANSWER_S)
+        if problems and all(problems):
+            raise NotReady(problems[0])
 
     def _unavailable(self, why: Unavailable) -> ModelUnavailable:
         return ModelUnavailable(why, self._watch.expected_s if why in ("dead", "crashed") else 1.0)

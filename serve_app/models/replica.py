@@ -6,6 +6,7 @@ not stream. docs/serving.md says what that gained.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -31,6 +32,8 @@ from serve_app.logs import warnings_at_once
 from serve_app.models.answers import Endpoint, StreamPart, Usage, WholeAnswer
 from serve_app.models.chats import ChatDefaults
 from serve_app.models.engine import EngineGuard
+
+logger = logging.getLogger("ray.serve")
 
 REQUEST_TYPES: dict[Endpoint, type[BaseModel]] = {"chat": ChatCompletionRequest, "completions": CompletionRequest}
 
@@ -70,6 +73,7 @@ class ModelServer(LLMServer):
         warnings_at_once()
         self._chats = chats
         self._stall_s = stall_s
+        self._problem: str | None = None
         await super().__init__(llm_config)
 
     async def start(self) -> None:
@@ -77,6 +81,34 @@ class ModelServer(LLMServer):
         await super().start()
         assert self.engine is not None
         self._guard = EngineGuard(self.engine._engine_client, self._stall_s)
+        self._problem = await self._warmed_up()
+
+    async def _warmed_up(self) -> str | None:
+        """Ask once as clients will: the first request otherwise takes seconds. What is wrong with chats, for `problem`."""
+        asked: dict[Endpoint, dict[str, Any]] = {
+            "completions": {"prompt": "Hello"},
+            "chat": {"messages": [{"role": "user", "content": "Hello"}]},
+        }
+        problem = None
+        for endpoint, body in asked.items():
+            try:
+                answer = await self.answer(endpoint, to_json({**body, "max_tokens": 1}))
+                async for _ in self.stream(endpoint, to_json({**body, "max_tokens": 1, "stream": True})):
+                    pass
+            except Exception as e:
+                logger.warning(
+                    "The model %s did not answer a first request: %s: %s", self._llm_config.model_id, type(e).__name__, e
+                )
+                problem = f"it does not answer on {endpoint}"
+                continue
+            if answer.status != 200:
+                logger.warning("The model %s refused a first request: %s", self._llm_config.model_id, answer.body.decode())
+                problem = f"it does not answer on {endpoint}"
+        return problem
+
+    async def problem(self) -> str | None:
+        """What /ready says of a replica that is up: None when it answers chats and completions."""
+        return self._problem
 
     async def answer(self, endpoint: Endpoint, body: bytes) -> WholeAnswer:
         """The whole answer to a request that does not stream; a 4xx to a body that the model does not take."""

@@ -18,13 +18,14 @@ class Pace:
     """begins_at: costs a second, before anything was measured."""
 
     def __init__(self, begins_at: float) -> None:
-        self._per_s = begins_at
+        # Seconds, not costs, are averaged: what is slow now counts at once, what is fast again after a while.
+        self._s_a_cost = 1 / begins_at
 
     def within(self, seconds: float) -> float:
         """The cost that takes so long."""
-        return self._per_s * seconds
+        return seconds / self._s_a_cost
 
     def measured(self, total_cost: float, seconds: float) -> None:
         """So much was scored in so long."""
         # A clock may show no time at all for little work.
-        self._per_s += FORGETS * (total_cost / max(seconds, 1e-4) - self._per_s)
+        self._s_a_cost += FORGETS * (max(seconds, 1e-4) / total_cost - self._s_a_cost)

@@ -31,6 +31,9 @@ class LightModel:
             await asyncio.sleep(SECONDS / 2)
             yield StreamPart(f"data: {part}\n\n".encode(), model_s=SECONDS / 2)
 
+    def problem(self) -> None:
+        """There is none."""
+
     def check_health(self) -> None:
         """It is well as long as it is there."""
 

@@ -235,7 +235,7 @@ def test_content_parts_and_null_content_are_read_and_passed_on(served: Served) -
 
 def test_a_request_without_text_takes_the_fail_open_route(served: Served) -> None:
     tokens = served.predictor.tokenizer(PROMPT)["input_ids"]
-    headers = complete(served, "firewall-0", tokens).headers
+    headers = complete(served, "firewall", tokens).headers
     assert (headers["x-firewall-route"], headers["x-firewall-reason"]) == ("strong", "no-text")
 
 
@@ -325,7 +325,7 @@ def test_a_router_that_hangs_costs_a_request_the_deadline_and_no_more(served: Se
     (process,) = processes_of("Router")
     process.send_signal(signal.SIGSTOP)
     try:
-        response = chat(served, "firewall-0", f"What do they drink in {CANARY}?")
+        response = chat(served, "firewall-0.0001", f"What do they drink in {CANARY}?")
     finally:
         process.send_signal(signal.SIGCONT)
     assert (response.headers["x-firewall-route"], response.headers["x-firewall-reason"]) == ("strong", "router-timeout")
@@ -335,8 +335,8 @@ def test_a_router_that_hangs_costs_a_request_the_deadline_and_no_more(served: Se
 def test_a_dead_router_fails_open_and_comes_back(served: Served) -> None:
     (process,) = processes_of("Router")
     process.kill()
-    response = chat(served, "firewall-0", f"What do they eat in {CANARY}?")
-    # A router that is back within the deadline may have decided after all; at the fraction 0 it then says weak.
+    response = chat(served, "firewall-0.0001", f"What do they eat in {CANARY}?")
+    # A router that is back within the deadline may have decided after all; at this fraction it then says weak.
     decided = response.headers["x-firewall-reason"] == "score"
     assert decided or response.headers["x-firewall-reason"] in ("router-failed", "router-timeout")
     assert response.headers["x-firewall-route"] == response.parse().model == ("weak" if decided else "strong")

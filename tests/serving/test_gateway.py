@@ -81,6 +81,33 @@ def test_without_a_decision_the_fail_open_route_is_taken(fail_open: str, router:
     assert (response.status_code, firewall_headers(response)) == (200, {"route": fail_open, "reason": reason})
 
 
+@pytest.mark.parametrize(("model", "route"), [("firewall-0", "weak"), ("firewall-1", "strong"), ("firewall-1.0", "strong")])
+@pytest.mark.parametrize("fail_open", ["weak", "strong"])
+def test_the_fractions_0_and_1_need_no_router(model: str, route: str, fail_open: str) -> None:
+    served = fakes(fail_open=fail_open)
+    served.router.error = RuntimeError()
+    response = served.chat(HARD, model)
+    threshold = "-inf" if route == "weak" else "inf"
+    assert firewall_headers(response) == {"route": route, "reason": "fraction", "threshold": threshold}
+    by_header = served.chat(HARD, headers={"x-firewall-strong-fraction": model.removeprefix("firewall-")})
+    assert by_header.headers["x-firewall-route"] == route
+    assert served.router.calls == []
+    # Who asks for a decision gets the score with it; without a router the route all the same.
+    assert served.post("/v1/route", {"model": model, "prompt": HARD}).json()["route"] == route
+    served.router.error = None
+    assert served.post("/v1/route", {"model": model, "prompt": HARD}).json()["score"] == 0.125
+    assert fakes(shadow="weak").chat(HARD, model).headers["x-firewall-route"] == "weak"
+
+
+@pytest.mark.parametrize(("num_prompts", "timeout_s"), [(1, 0.5), (40, 20.0), (200, 30.0)])
+def test_a_batch_has_the_time_of_as_many_requests_up_to_that_of_an_answer(num_prompts: int, timeout_s: float) -> None:
+    """On completions as on /v1/route."""
+    served = fakes(router_timeout_s=0.5, answer_timeout_s=30)
+    for path in ("/v1/completions", "/v1/route"):
+        assert served.post(path, {"model": "firewall", "prompt": [EASY] * num_prompts}).status_code == 200
+    assert served.router.timeouts == [timeout_s] * 2
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -229,18 +256,17 @@ def test_a_route_of_nothing_or_of_both_is_refused(body: dict[str, Any]) -> None:
 
 
 def test_ready_means_that_router_and_models_answer() -> None:
-    served = fakes()
-
-    def ready() -> httpx.Response:
+    def ready(served: Fakes) -> httpx.Response:
         async def get() -> httpx.Response:
             async with served.client() as client:
                 return await client.get("/ready")
 
         return asyncio.run(get())
 
-    assert ready().json() == {"status": "ready"}
+    assert ready(fakes()).json() == {"status": "ready"}
+    served = fakes()
     served.strong.why, served.router.error = "dead", RuntimeError("secret")
-    response = ready()
+    response = ready(served)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
     assert "retry-after" in response.headers
     message = response.json()["error"]["message"]

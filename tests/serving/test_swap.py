@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import yaml
 from running_app import free_port, wait_until
@@ -266,6 +267,21 @@ def test_a_broken_config_changes_nothing_under_load_and_the_log_says_why(
     assert application.decision() == before
     assert application.router_pid() == pid
     assert application.is_running()
+
+
+def test_a_router_replica_that_dies_under_a_refused_config_comes_back_as_it_was(application: Application) -> None:
+    """Serve starts it with the config that was refused, over which it died again and again."""
+    application.deploy({"router": OTHER, "strong_fraction": 0.4})
+    wait_until(lambda: application.decision()["strong_fraction"] == 0.4, "the config was in force")
+    num_logged = len(application.router_log())
+    application.deploy({"router": STRANGER, "strong_fraction": 0.9})
+    wait_until(lambda: "is not applied" in application.router_log()[num_logged:], "it was refused")
+    pid = application.router_pid()
+    psutil.Process(pid).kill()
+    wait_until(lambda: application.decision()["reason"] == "score", "another replica decides")
+    decision = application.decision()
+    assert (decision["router"], decision["strong_fraction"]) == ("second", 0.4)
+    assert application.router_pid() != pid
 
 
 def test_the_budget_is_held_under_load_where_every_prompt_alone_would_go_strong(application: Application) -> None:

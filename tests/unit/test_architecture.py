@@ -131,7 +131,7 @@ SERVE_FLOORS = (
         *("serve_settings", "metrics", "api_keys", "models.answers", "routing.decision", "shared.client"),
     ),
     ("routing", "models"),
-    ("recording", "shared"),
+    ("recording", "shared", "work"),
     ("gateway",),
     ("http",),
     ("app",),
@@ -140,7 +140,10 @@ SERVE_FLOORS = (
 )
 # What a replica's process loads of serve_app besides the module of the deployment itself. Nobody else's code is among it.
 SERVE_PROCESSES = {
-    "routing.replica": {"routing.budget", "routing.decision", "routing.drift", "metrics", "crossing", "logs"},
+    "routing.replica": {
+        *("routing.budget", "routing.decision", "routing.drift", "routing.last_applied", "routing.pace", "routing.slices"),
+        *("metrics", "serve_settings", "crossing", "logs"),
+    },
     "models.replica": {"models.answers", "models.chats", "models.engine", "errors", "crossing", "logs"},
     "shared.replica": {"routing.conversations", "routing.request", "routing.decision", "shared.client", "errors"},
 }
@@ -151,6 +154,8 @@ NOT_IN_THE_INGRESS = {
     "routing.replica",
     "routing.budget",
     "routing.drift",
+    "routing.last_applied",
+    "routing.slices",
     "models.replica",
     "models.engine",
     "models.deployment",

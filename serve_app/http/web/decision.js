@@ -52,6 +52,7 @@ const REASONS = {
   "nothing-asked": () => "Ask something: the score will show where it goes.",
   unknown: (d) => `No decision. ${d.problem}`,
   requested: (d) => `The ${d.route} model was asked for by name.`,
+  fraction: (d) => `Everything goes to the ${d.chosen} model at this fraction.`,
   sticky: (d) => `This conversation began with the ${d.chosen} model and stays with it.`,
   shadow: (d) => `The server sends everything to the ${d.chosen} model for now; the router's choice is only recorded.`,
   "router-timeout": (d) => `The router took too long. The server's way out is the ${d.chosen} model.`,

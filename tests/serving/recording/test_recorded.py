@@ -47,9 +47,9 @@ def test_the_metrics_reach_prometheus_with_the_values_of_known_requests(served: 
     before = stats()
     prompts = served.test_prompts[:6]
     for prompt in prompts[:4]:
-        served.client.completions.create(model="firewall-0", prompt=prompt, max_tokens=3)
+        served.client.completions.create(model="firewall-0.0001", prompt=prompt, max_tokens=3)
     for prompt in prompts[4:]:
-        stream = served.client.completions.create(model="firewall-1", prompt=prompt, max_tokens=3, stream=True)
+        stream = served.client.completions.create(model="firewall-0.9999", prompt=prompt, max_tokens=3, stream=True)
         assert list(stream)
     served.client.completions.create(model="weak", prompt=prompts[0], max_tokens=3)
     httpx.post(f"{served.url}/v1/completions", json={"model": "gpt-4", "prompt": "x"})

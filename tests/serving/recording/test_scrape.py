@@ -143,7 +143,7 @@ def chat(url: str, model: str, **body: Any) -> httpx.Response:
 
 def use(url: str) -> None:
     """Routed requests that either model answers, whole and streamed."""
-    for model in ("firewall", "firewall-0", "firewall-1"):
+    for model in ("firewall", "firewall-0.0001", "firewall-0.9999"):
         for streams in (False, True):
             chat(url, model, stream=streams)
 

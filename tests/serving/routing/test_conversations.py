@@ -77,7 +77,7 @@ def test_another_fraction_is_another_conversation_by_name_or_by_header() -> None
     assert turn(served, HARD, model="firewall-0.05") == ("weak", "score")
     assert turn(served, HARD) == ("strong", "score")
     assert turn(served, HARD, x_firewall_strong_fraction="0.05") == ("weak", "sticky")
-    assert turn(served, HARD, x_firewall_strong_fraction="1") == ("strong", "score")
+    assert turn(served, HARD, x_firewall_strong_fraction="0.95") == ("strong", "score")
 
 
 def test_callers_of_other_keys_never_share_a_conversation() -> None:

@@ -166,8 +166,8 @@ def test_a_call_is_for_no_more_than_the_router_has_shown_to_score_in_time() -> N
         assert await answered_after(0.001) == 1
         fast = [await answered_after(0.001) for _ in range(4)]
         assert max(fast) == MAX_TEXTS_A_CALL
-        slow = [await answered_after(0.1) for _ in range(12)]
-        assert slow[-1] < MAX_TEXTS_A_CALL / 2
+        slow = [await answered_after(0.3) for _ in range(4)]
+        assert slow[-1] < MAX_TEXTS_A_CALL / 2  # a quarter of the deadline is for about 20
         for task in tasks:
             task.cancel()
 
