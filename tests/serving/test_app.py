@@ -233,9 +233,17 @@ def test_content_parts_and_null_content_are_read_and_passed_on(served: Served) -
     assert in_parts.choices[0].message.content == chat(served, "weak").parse().choices[0].message.content
 
 
+def test_token_ids_are_routed_like_the_text_that_they_are(served: Served) -> None:
+    tokens = AutoTokenizer.from_pretrained("quickstart/models/strong")(PROMPT)["input_ids"]
+    response = complete(served, prompt=tokens)
+    assert_decided_as_offline(served, response.headers, PROMPT, 0.5)
+    assert response.parse().choices[0].text == complete(served).parse().choices[0].text
+
+
 def test_a_request_without_text_takes_the_fail_open_route(served: Served) -> None:
-    tokens = served.predictor.tokenizer(PROMPT)["input_ids"]
-    headers = complete(served, "firewall", tokens).headers
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    body = {"model": "firewall", "messages": [{"role": "user", "content": [image]}]}
+    headers = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60).headers
     assert (headers["x-firewall-route"], headers["x-firewall-reason"]) == ("strong", "no-text")
 
 
@@ -292,6 +300,7 @@ MESSAGES = [{"role": "user", "content": "x"}]
         ("completions", {"model": "firewall", "prompt": ["a", 1]}, 400),
         ("completions", {"model": "firewall", "prompt": [-1]}, 400),
         ("completions", {"model": "firewall", "prompt": [10**9]}, 400),
+        ("completions", {"model": "firewall", "prompt": [640]}, 400),  # the vocabulary's size
         ("chat/completions", {"model": "firewall", "messages": []}, 400),
         ("chat/completions", {"model": "firewall", "messages": [None]}, 400),
         ("chat/completions", {"model": "firewall", "messages": ["hello"]}, 400),

@@ -78,6 +78,9 @@ def test_killing_the_strong_model_under_load_costs_no_answer(
     fallen_back = [outcome for outcome in load.outcomes if outcome.fallback]
     assert {outcome.headers["x-firewall-decided"] for outcome in fallen_back} == {"strong"}
     assert {outcome.route for outcome in fallen_back} == {"weak"}
+    (ingress,) = processes_of("Ingress")
+    # To read an exception of vLLM's it would have imported it, and torch, in its event loop.
+    assert not any("torch" in each.path for each in ingress.memory_maps())
 
 
 def test_killing_the_router_under_load_costs_no_answer(served: Served, prompts: list[str], answers: Answers) -> None:

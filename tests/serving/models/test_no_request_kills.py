@@ -6,16 +6,19 @@ bodies are made up for each endpoint.
 
 import asyncio
 import os
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
 from firewall_ray.config.models import VllmModelConfig
-from serve_app.models.answers import Endpoint, WholeAnswer
+from serve_app.crossing import ReplicaFailed
+from serve_app.models.answers import Endpoint, EngineCrashed, EngineDead, WholeAnswer
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +57,7 @@ def engine(ray_cluster: None) -> Iterator[Engine]:
     said = {"path": "quickstart/models/weak", "device": "cpu", "dtype": "float32", "max_num_seqs": 4}
     model = VllmModelConfig.model_validate({**said, "engine_kwargs": {"enforce_eager": True}})
     config = llm_config("weak", model)
+    config.get_or_create_callback().ctx.run_init_node = False  # a download, on a placement group that may not be there yet
     variables = config.runtime_env["env_vars"]  # type: ignore[index]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
@@ -196,3 +200,27 @@ def test_no_body_kills_the_engine_or_is_called_its_failure(engine: Engine, endpo
 
     check()
     assert engine.ask("completions", {"prompt": "Why?"}).status == 200
+
+
+# The last one: it has no engine any more ------------------------------------------------------------------------------
+
+
+def test_an_engine_that_ends_by_itself_crashed_and_later_requests_are_not_blamed(engine: Engine) -> None:
+    (core,) = [each for each in psutil.Process().children(recursive=True) if "EngineCore" in each.name()]
+
+    async def crash() -> None:
+        core.send_signal(signal.SIGSTOP)
+        body = to_json({"model": "firewall", "prompt": "Why?", "max_tokens": 2})
+        asked = [engine.server.answer("completions", body), anext(engine.server.stream("completions", body))]
+        asking = [asyncio.ensure_future(each) for each in asked]
+        await asyncio.sleep(0.5)  # it is in there
+        core.send_signal(signal.SIGSEGV)
+        core.send_signal(signal.SIGCONT)
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [EngineCrashed] * 2
+
+    engine.run(crash())
+    with pytest.raises(EngineDead):
+        engine.ask("completions", {"prompt": "Why?"})
+    with pytest.raises(ReplicaFailed):  # for Serve, which replaces the replica, and for the ingress, which has no vLLM
+        engine.run(engine.server.check_health())
