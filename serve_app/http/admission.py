@@ -5,9 +5,8 @@ any more, so nothing behind it can wait for a slow client or write a key into a 
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +16,7 @@ from serve_app.api_keys import holder
 from serve_app.body import BOM, unpacked
 from serve_app.errors import RequestRefused
 from serve_app.http.hosts import host_is_allowed
+from serve_app.http.places import KeyPlaces
 
 PROBES = frozenset({"/health", "/ready"})  # by whatever name: load balancers have their own
 # And the page, and what the endpoints are: nothing that costs or tells anything of this server.
@@ -27,15 +27,17 @@ _HEADERS = {401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}}
 
 
 class Admission:
-    """on_refused: is told the status of every request that is turned away here."""
+    """on_refused: is told the status of every request that is turned away here. places: of keys; None: of this replica alone."""
 
-    def __init__(self, app: ASGIApp, serving: ServingConfig, on_refused: Callable[[int], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, serving: ServingConfig, on_refused: Callable[[int], None], places: KeyPlaces | None = None
+    ) -> None:
         self._app = app
         self._serving = serving
         self._max_body_bytes = int(serving.max_body_mib * 2**20)
         self._on_refused = on_refused
         self._num_in_flight = 0
-        self._num_in_flight_of: Counter[str] = Counter()
+        self._places = places or KeyPlaces(serving.max_in_flight_per_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI says."""
@@ -47,7 +49,7 @@ class Admission:
             if scope["method"] != "POST":  # nothing that costs
                 await self._app(_let_in(scope, key_name), receive, send)
                 return
-            with self._slot(key_name):
+            async with self._slot(key_name):
                 body = await self._plain(scope, await self._body(scope, receive))
                 await self._app(_let_in(scope, key_name), _replayed(body, receive), send)
         except RequestRefused as e:  # of this class: the application answers its own
@@ -79,22 +81,23 @@ class Admission:
             raise RequestRefused(401, f"{said} Send yours once, as `Authorization: Bearer KEY`.", code="invalid_api_key")
         return name
 
-    @contextmanager
-    def _slot(self, key_name: str | None) -> Iterator[None]:
+    @asynccontextmanager
+    async def _slot(self, key_name: str | None) -> AsyncIterator[None]:
         """A place among the requests in flight, until the last byte is sent or the client has left."""
         if self._num_in_flight >= self._serving.max_in_flight:
             raise _too_many("The server works on as many requests as it takes (serving.max_in_flight).")
-        if key_name is not None and self._num_in_flight_of[key_name] >= self._serving.max_in_flight_per_key:
-            raise _too_many("This API key has as many requests in flight as one may (serving.max_in_flight_per_key).")
         self._num_in_flight += 1
-        if key_name is not None:
-            self._num_in_flight_of[key_name] += 1
         try:
-            yield
+            if key_name is None:
+                yield
+                return
+            async with self._places.place(key_name) as granted:
+                if not granted:
+                    limit = "serving.max_in_flight_per_key"
+                    raise _too_many(f"This API key has as many requests in flight as one may ({limit}).")
+                yield
         finally:
             self._num_in_flight -= 1
-            if key_name is not None:
-                self._num_in_flight_of[key_name] -= 1
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """All of it. The declared length only saves reading what is too large: what counts is what comes."""

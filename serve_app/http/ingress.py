@@ -23,6 +23,7 @@ from serve_app.gateway import Gateway
 from serve_app.http.admission import Admission
 from serve_app.http.openapi import docs_response, openapi_response
 from serve_app.http.page import page_response
+from serve_app.http.places import KeyPlaces
 from serve_app.http.readiness import Readiness
 from serve_app.http.without_chunks import WithoutChunks
 from serve_app.logs import warnings_at_once
@@ -61,7 +62,8 @@ class Ingress:
         }
         self._telemetry = telemetry = Telemetry(serving.prices)
         # By its name the page sees that it is talking to another replica, which counts for itself.
-        self._counters = LiveCounters(serving.prices, serve.get_replica_context().replica_id.unique_id)
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._counters = LiveCounters(serving.prices, replica)
         self._threaded = ThreadedObserver(telemetry)
         # The counters stay in the event loop, which alone reads them; Ray's metrics would stop it (threaded.py).
         observers: list[Observer] = [self._threaded, self._counters]
@@ -72,15 +74,18 @@ class Ingress:
         shared_state = None if shared is None else SharedState(shared, serving.router_timeout_s)
         deployed_router = DeployedRouter(router, max_calls=serving.router_replicas.max + 1)
         self._gateway = Gateway(deployed_router, clients, ids, serving, observers, shared_state)
+        self._places = KeyPlaces(serving.max_in_flight_per_key, shared_state, replica)
         self._serving = serving
 
     async def __serve_build_asgi_app__(self) -> Starlette:
-        return asgi_app(self._gateway, self._serving, self._counters, self._telemetry.refused, self._lifespan)
+        return asgi_app(self._gateway, self._serving, self._counters, self._telemetry.refused, self._lifespan, self._places)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Serve ends it once the replica's last request is answered, and waits for it."""
+        telling = asyncio.create_task(self._places.tell_forever())
         yield
+        telling.cancel()
         await asyncio.to_thread(self._threaded.close)
         if self._log is not None:
             await asyncio.to_thread(self._log.close)
@@ -92,10 +97,11 @@ def asgi_app(
     counters: LiveCounters,
     on_refused: Callable[[int], None],
     lifespan: Lifespan[Starlette] | None = None,
+    places: KeyPlaces | None = None,
 ) -> Starlette:
     """Every endpoint, around a gateway. No CORS: other sites' scripts are not let in.
 
-    on_refused: is told the status of each request that is not let in, of which the gateway never hears.
+    on_refused: is told the status of each request that is not let in, of which the gateway never hears. places: see `Admission`.
     """
 
     async def chat(request: Request) -> Response:
@@ -166,7 +172,7 @@ def asgi_app(
             Path("/health", health),
             Path("/ready", ready),
         ],
-        middleware=[Middleware(WithoutChunks), Middleware(Admission, serving, on_refused)],
+        middleware=[Middleware(WithoutChunks), Middleware(Admission, serving, on_refused, places)],
         lifespan=lifespan,
     )
     add_error_handlers(app)

@@ -6,6 +6,7 @@ twice or not at all; and while the shared replica does not answer, the limit hol
 """
 
 import asyncio
+import contextvars
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,8 +41,9 @@ class KeyPlaces:
                 yield granted is not False  # None: nobody answered
             finally:
                 if granted is not False:
-                    # Nobody waits for it: the client has its answer.
-                    leaving = asyncio.create_task(self._shared.ask("leave", self._ingress, key))
+                    # Nobody waits for it: the client has its answer. Outside of the request, whose calls Serve cancels when it leaves.
+                    leave = self._shared.ask("leave", self._ingress, key)
+                    leaving = asyncio.create_task(leave, context=contextvars.Context())
                     self._leaving.add(leaving)
                     leaving.add_done_callback(self._leaving.discard)
         finally:

@@ -69,8 +69,11 @@ KEY_LINE = f"authorization: Bearer {ALICE}".encode()
         (raw(KEY_LINE, b"x-firewall-strong-fraction: \xff", body=GOOD), 400),
         (raw(KEY_LINE, b"x-firewall-strong-fraction: \xd9\xa3", body=GOOD), 400),
         (raw(KEY_LINE, b"x-firewall-conversation: \xff\xfe", body=GOOD), 200),
-        (raw(KEY_LINE, body=GOOD).replace(b"host: gateway", b"host: [::1"), 200),
-        (raw(KEY_LINE, body=GOOD, path=b"/elsewhere").replace(b"host: gateway", b"host: [::1"), 404),
+        (raw(KEY_LINE, body=GOOD).replace(b"host: gateway", b"host: [::1"), 403),
+        (
+            raw(KEY_LINE, body=GOOD, path=b"/elsewhere").replace(b"host: gateway", b"host: [::1"),
+            403,
+        ),  # no host that could be allowed
         (raw(KEY_LINE, body=GOOD, path=b"/elsewhere?%ff"), 404),
         (raw(KEY_LINE, body=GOOD, path=b"/else\xffwhere"), 400),
         (raw(KEY_LINE, body=GOOD, path=b"/elsewhere?\xff"), 400),

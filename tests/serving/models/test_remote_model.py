@@ -71,8 +71,8 @@ class Front:
         config = ServingConfig(api_keys="disabled", **serving)
         gateway = Gateway(FakeRouter(default_fraction=1), {"weak": self.weak, "strong": model}, IDS, config, [self.recorder])
         app = asgi_app(gateway, config, LiveCounters({}), lambda status: None)
-        self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
-        self.client = openai.AsyncOpenAI(base_url="http://gateway/v1", api_key="none", max_retries=0, http_client=self._http)
+        self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+        self.client = openai.AsyncOpenAI(base_url="http://localhost/v1", api_key="none", max_retries=0, http_client=self._http)
 
     async def chat(self, **options: Any) -> httpx.Response:
         body = {"model": "firewall", "messages": [{"role": "user", "content": "Why?"}], **options}
