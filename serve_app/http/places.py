@@ -41,7 +41,7 @@ class KeyPlaces:
                 yield granted is not False  # None: nobody answered
             finally:
                 if granted is not False:
-                    # Nobody waits for it: the client has its answer. Outside of the request, whose calls Serve cancels when it ends.
+                    # Nobody waits for it: the client has its answer. Outside of the request, whose calls Serve may cancel.
                     leave = self._shared.ask("leave", self._ingress, key)
                     leaving = asyncio.create_task(leave, context=contextvars.Context())
                     self._leaving.add(leaving)
