@@ -1,7 +1,8 @@
 """Two callers with a key each, what they send and what they should get back."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -38,3 +39,16 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def hanging(fakes: Fakes, client: httpx.AsyncClient, keys: list[str]) -> AsyncIterator[list[asyncio.Task[httpx.Response]]]:
+    """Chats that a model has and does not answer; cancelled at the end, as Ray Serve does when the client left."""
+    fakes.weak.hangs = True
+    tasks = [asyncio.create_task(client.post("/v1/chat/completions", json=CHAT, headers=bearer(key))) for key in keys]
+    await until(lambda: fakes.weak.num_open == len(keys))
+    fakes.weak.hangs = False
+    yield tasks
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,11 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from callers import ALICE, BOB, KEYS, bearer, error_of
+from callers import ALICE, BOB, KEYS, bearer, error_of, hanging
 from gateway_fakes import Fakes
 from hypothesis import given
 from hypothesis import strategies as st
-from test_in_flight import hanging
 
 from serve_app.work import UNSAID_TOKENS, work_of
 

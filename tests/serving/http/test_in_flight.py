@@ -1,27 +1,13 @@
 """How many requests are let in at once, and that their places come back whatever becomes of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-from callers import ALICE, BOB, CHAT, KEYS, bearer, error_of, until
+from callers import ALICE, BOB, CHAT, KEYS, bearer, error_of, hanging
 from gateway_fakes import Fakes
-
-
-@asynccontextmanager
-async def hanging(fakes: Fakes, client: httpx.AsyncClient, keys: list[str]) -> AsyncIterator[list[asyncio.Task[httpx.Response]]]:
-    """Chats that a model has and does not answer; cancelled at the end, as Ray Serve does when the client left."""
-    fakes.weak.hangs = True
-    tasks = [asyncio.create_task(client.post("/v1/chat/completions", json=CHAT, headers=bearer(key))) for key in keys]
-    await until(lambda: fakes.weak.num_open == len(keys))
-    fakes.weak.hangs = False
-    yield tasks
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def assert_too_many(response: httpx.Response, field: str) -> None:
