@@ -40,8 +40,8 @@ from serve_app.shared.client import SharedState
 
 
 class Ingress:
-    """ids: what clients call the models. models: of each, its deployment's handle or the server that has it. shared: what several
-    ingress replicas know together. decisions: where the decision log goes, if `serving` wants one.
+    """ids: what clients call the models. models: of each, its deployment's handle or the server that has it. decisions: where
+    the decision log goes, if `serving` wants one. shared: what several ingress replicas know together.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Ingress:
         router: DeploymentHandle,
         ids: Mapping[Route, str],
         models: Mapping[Route, DeploymentHandle | OpenAIModelConfig],
-        shared: DeploymentHandle | None,
         serving: ServingConfig,
         decisions: Dataset,
+        shared: DeploymentHandle | None = None,
     ) -> None:
         warnings_at_once()
         clients: dict[Route, ModelClient] = {

@@ -104,7 +104,7 @@ def test_a_replica_that_is_told_to_stop_writes_its_last_decisions_first(ray_clus
 
     @serve.deployment(ray_actor_options={"num_cpus": 0})
     class StubRouter:
-        async def decide_all(self, questions: list[DecisionRequest]) -> list[list[Decision]]:
+        async def decide_all(self, questions: list[DecisionRequest], spent: Any) -> list[list[Decision]]:
             return [[Decision("strong", "score", 0.25, 0.5, "v1", False, 0.3, query_id=prompt_id(q.texts[0]))] for q in questions]
 
     nowhere = OpenAIModelConfig(engine="openai", base_url=f"http://127.0.0.1:{free_port()}/v1", model="x")
