@@ -210,8 +210,9 @@ def test_an_engine_that_ends_by_itself_crashed_and_later_requests_are_not_blamed
 
     async def crash() -> None:
         core.send_signal(signal.SIGSTOP)
-        body = to_json({"model": "firewall", "prompt": "Why?", "max_tokens": 2})
-        asked = [engine.server.answer("completions", body), anext(engine.server.stream("completions", body))]
+        body = {"model": "firewall", "prompt": "Why?", "max_tokens": 2}
+        whole, stream = to_json(body), to_json({**body, "stream": True})
+        asked = [engine.server.answer("completions", whole), anext(engine.server.stream("completions", stream))]
         asking = [asyncio.ensure_future(each) for each in asked]
         await asyncio.sleep(0.5)  # it is in there
         core.send_signal(signal.SIGSEGV)
