@@ -50,6 +50,8 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def engine(ray_cluster: None) -> Iterator[Engine]:
+    from ray.util.placement_group import remove_placement_group
+
     from serve_app.models.chats import ChatDefaults
     from serve_app.models.deployment import llm_config
     from serve_app.models.replica import ModelServer
@@ -69,6 +71,7 @@ def engine(ray_cluster: None) -> Iterator[Engine]:
         yield Engine(loop, server)
         loop.run_until_complete(_stopped(server))
         loop.close()
+        remove_placement_group(config.get_or_create_callback().ctx.placement_group)  # its CPU is wanted by others
 
 
 async def _stopped(server: Any) -> None:
