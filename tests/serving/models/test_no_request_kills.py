@@ -50,6 +50,8 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def engine(ray_cluster: None) -> Iterator[Engine]:
+    from ray.util.placement_group import remove_placement_group
+
     from serve_app.models.chats import ChatDefaults
     from serve_app.models.deployment import llm_config
     from serve_app.models.replica import ModelServer
@@ -69,6 +71,7 @@ def engine(ray_cluster: None) -> Iterator[Engine]:
         yield Engine(loop, server)
         loop.run_until_complete(_stopped(server))
         loop.close()
+        remove_placement_group(config.get_or_create_callback().ctx.placement_group)  # its CPU is wanted by others
 
 
 async def _stopped(server: Any) -> None:
@@ -210,8 +213,9 @@ def test_an_engine_that_ends_by_itself_crashed_and_later_requests_are_not_blamed
 
     async def crash() -> None:
         core.send_signal(signal.SIGSTOP)
-        body = to_json({"model": "firewall", "prompt": "Why?", "max_tokens": 2})
-        asked = [engine.server.answer("completions", body), anext(engine.server.stream("completions", body))]
+        body = {"model": "firewall", "prompt": "Why?", "max_tokens": 2}
+        whole, stream = to_json(body), to_json({**body, "stream": True})
+        asked = [engine.server.answer("completions", whole), anext(engine.server.stream("completions", stream))]
         asking = [asyncio.ensure_future(each) for each in asked]
         await asyncio.sleep(0.5)  # it is in there
         core.send_signal(signal.SIGSEGV)
