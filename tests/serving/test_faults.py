@@ -65,10 +65,17 @@ def engine_process(route: Route) -> psutil.Process:
     return engine
 
 
+def has_torch(process: psutil.Process) -> bool:
+    return any("torch" in each.path for each in process.memory_maps())
+
+
 @pytest.mark.parametrize("victim", [model_process, engine_process])
 def test_killing_the_strong_model_under_load_costs_no_answer(
     served: Served, prompts: list[str], answers: Answers, victim: object
 ) -> None:
+    (ingress,) = processes_of("Ingress")
+    # Ray gives an actor a process that may have worked for other tests before, and have imported it for them.
+    had_torch = has_torch(ingress)
     with Load(served, "firewall-0.5", prompts) as load:
         load.wait_for(5, "the strong model answers", route="strong")
         victim("strong").kill()
@@ -78,9 +85,8 @@ def test_killing_the_strong_model_under_load_costs_no_answer(
     fallen_back = [outcome for outcome in load.outcomes if outcome.fallback]
     assert {outcome.headers["x-firewall-decided"] for outcome in fallen_back} == {"strong"}
     assert {outcome.route for outcome in fallen_back} == {"weak"}
-    (ingress,) = processes_of("Ingress")
     # To read an exception of vLLM's it would have imported it, and torch, in its event loop.
-    assert not any("torch" in each.path for each in ingress.memory_maps())
+    assert had_torch or not has_torch(ingress)
 
 
 def test_killing_the_router_under_load_costs_no_answer(served: Served, prompts: list[str], answers: Answers) -> None:
