@@ -48,9 +48,9 @@ class ChattyModel(FakeModel):
 class CalibratedRouter(FakeRouter):
     """As the real one, its threshold is infinite at the fractions 0 and 1."""
 
-    async def decide(self, *args: Any) -> list[Decision]:
+    async def decide(self, *args: Any, **options: Any) -> list[Decision]:
         infinite = {0: -math.inf, 1: math.inf}
-        return [replace(d, threshold=infinite.get(d.threshold, d.threshold)) for d in await super().decide(*args)]
+        return [replace(d, threshold=infinite.get(d.threshold, d.threshold)) for d in await super().decide(*args, **options)]
 
 
 @dataclass

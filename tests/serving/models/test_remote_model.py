@@ -68,7 +68,7 @@ class Front:
 
     def __init__(self, model: RemoteModel, **serving: Any) -> None:
         self.weak, self.recorder = FakeModel(IDS["weak"]), Recorder()
-        config = ServingConfig(api_keys="disabled", **serving)
+        config = ServingConfig(api_keys="disabled", allowed_hosts=["gateway"], **serving)
         gateway = Gateway(FakeRouter(default_fraction=1), {"weak": self.weak, "strong": model}, IDS, config, [self.recorder])
         app = asgi_app(gateway, config, LiveCounters({}), lambda status: None)
         self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")

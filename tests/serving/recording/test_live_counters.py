@@ -47,7 +47,8 @@ def test_the_counters_add_up() -> None:
     assert found["tokens"] == {"weak": {"prompt": 25, "completion": 15}, "strong": {"prompt": 5, "completion": 3}}
     # Three avoided calls: 5 prompt tokens at 10 - 1 and 3 of completion at 30 - 2 dollars a million: 45 + 84 millionths each.
     assert found["estimated_saving_usd"] == pytest.approx(3 * 129e-6)
-    assert 0 < found["router_s"]["p50"] <= found["latency_s"]["p50"] <= found["latency_s"]["p90"]
+    # By rank the medians are of different requests: the one that named its model never waited for the router.
+    assert 0 < found["router_s"]["p90"] <= found["latency_s"]["p90"]
 
 
 def test_percentiles_are_nearest_ranks_of_answers_that_came_to_their_end() -> None:
