@@ -23,6 +23,8 @@ from serve_app.http.admission import Admission
 from serve_app.http.page import page_response
 from serve_app.models.client import DeployedModel, ModelClient
 from serve_app.models.remote import RemoteModel
+from serve_app.money.caps import SpendCaps
+from serve_app.money.pricing import Pricing
 from serve_app.recording.counters import LiveCounters
 from serve_app.recording.decision_log import DecisionLog
 from serve_app.recording.exchange import Observer
@@ -53,9 +55,10 @@ class Ingress:
             else DeployedModel(model, serving)
             for route, model in models.items()
         }
-        self._telemetry = telemetry = Telemetry(serving.prices)
+        self._telemetry = telemetry = Telemetry()
+        name = serve.get_replica_context().replica_id.unique_id
         # By its name the page sees that it is talking to another replica, which counts for itself.
-        self._counters = LiveCounters(serving.prices, serve.get_replica_context().replica_id.unique_id)
+        self._counters = LiveCounters(is_priced=bool(serving.prices), replica=name)
         self._threaded = ThreadedObserver(telemetry)
         # The counters stay in the event loop, which alone reads them; Ray's metrics would stop it (threaded.py).
         observers: list[Observer] = [self._threaded, self._counters]
@@ -64,8 +67,12 @@ class Ingress:
             self._log = DecisionLog(decisions, serving.decision_log, telemetry.logged)
             observers.append(self._log)
         shared_state = None if shared is None else SharedState(shared, serving.router_timeout_s)
+        self._caps: SpendCaps | None = None
+        if shared_state is not None and serving.spend_caps is not None:
+            self._caps = SpendCaps(serving.spend_caps, shared_state, name)
+        pricing = Pricing(serving.prices, self._caps)
         deployed_router = DeployedRouter(router, max_calls=serving.router_replicas.max + 1)
-        self._gateway = Gateway(deployed_router, clients, ids, serving, observers, shared_state)
+        self._gateway = Gateway(deployed_router, clients, ids, serving, observers, shared_state, pricing)
         self._serving = serving
 
     async def __serve_build_asgi_app__(self) -> Starlette:
@@ -74,7 +81,11 @@ class Ingress:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Serve ends it once the replica's last request is answered, and waits for it."""
+        telling = None if self._caps is None else asyncio.create_task(self._caps.tell_forever())
         yield
+        if self._caps is not None and telling is not None:
+            telling.cancel()
+            await self._caps.tell()
         await asyncio.to_thread(self._threaded.close)
         if self._log is not None:
             await asyncio.to_thread(self._log.close)
@@ -114,7 +125,7 @@ def asgi_app(
         return JSONResponse(_model_card(model_id))
 
     async def stats(request: Request) -> Response:
-        return JSONResponse(counters.snapshot())
+        return JSONResponse(counters.snapshot(request.scope.get("state", {}).get("key_name")))
 
     the_page = page_response(serving.examples)  # read and hashed once, not at each visit
 

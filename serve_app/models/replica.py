@@ -5,8 +5,9 @@ for an answer that does not stream. Here a body crosses as it came and an answer
 not stream. docs/serving.md says what that gained.
 """
 
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -23,8 +24,9 @@ from ray.serve.llm import LLMConfig
 
 from firewall_ray.engines.orphans import core_ends_with_actor
 from serve_app.errors import error_body, first_problem
-from serve_app.models.answers import Endpoint, StreamPart, Usage, WholeAnswer
+from serve_app.models.answers import Endpoint, StreamPart, WholeAnswer, usage_of
 from serve_app.models.chats import ChatDefaults
+from serve_app.models.gpu_time import GpuTime
 
 REQUEST_TYPES: dict[Endpoint, type[BaseModel]] = {"chat": ChatCompletionRequest, "completions": CompletionRequest}
 
@@ -45,6 +47,8 @@ class ModelServer(LLMServer):
 
     async def __init__(self, llm_config: LLMConfig, *, chats: ChatDefaults) -> None:  # type: ignore[misc]  # Serve awaits it
         self._chats = chats
+        sizes = (llm_config.engine_kwargs.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+        self._gpu_time = GpuTime(math.prod(sizes))
         await super().__init__(llm_config)
 
     async def start(self) -> None:
@@ -54,18 +58,24 @@ class ModelServer(LLMServer):
     async def answer(self, endpoint: Endpoint, body: bytes) -> WholeAnswer:
         """The whole answer to a request that does not stream; a 4xx to a body that the model does not take."""
         began = time.perf_counter()
-        try:
-            responses = await self._ask(endpoint, from_json(body))
-            response = await anext(responses)
-        except CLIENT_ERRORS as e:
-            return _refusal_of(e, began)
-        if isinstance(response, ErrorResponse):
-            return _refusal(response.error.code, response.error.message, began=began)
-        usage = Usage(response.usage.prompt_tokens, response.usage.completion_tokens or 0)
+        with self._gpu_time.answering() as gpu_s:
+            try:
+                responses = await self._ask(endpoint, from_json(body))
+                response = await anext(responses)
+            except CLIENT_ERRORS as e:
+                return _refusal_of(e, began)
+            if isinstance(response, ErrorResponse):
+                return _refusal(response.error.code, response.error.message, began=began)
+            usage = usage_of(response.usage.model_dump(), gpu_s())
         return WholeAnswer(200, to_json(response), usage, _since(began))
 
     async def stream(self, endpoint: Endpoint, body: bytes) -> AsyncIterator[WholeAnswer | StreamPart]:
         """Server-sent events, one part with the usage among them; or one WholeAnswer, a 4xx."""
+        with self._gpu_time.answering() as gpu_s:
+            async for part in self._parts(endpoint, body, gpu_s):
+                yield part
+
+    async def _parts(self, endpoint: Endpoint, body: bytes, gpu_s: Callable[[], float]) -> AsyncIterator[WholeAnswer | StreamPart]:
         began = time.perf_counter()
         parsed = from_json(body)
         options = parsed.get("stream_options")
@@ -91,7 +101,7 @@ class ModelServer(LLMServer):
                 if event.startswith(ERROR):  # in the engine's words, which are for its log
                     raise RuntimeError("the engine failed in the middle of its answer")
                 if NO_CHOICES in event:
-                    usage = _usage_of(event)
+                    usage = usage_of(from_json(event.removeprefix("data: "))["usage"], gpu_s())
             chunk = "".join(event for event in batch if usage_is_wanted or NO_CHOICES not in event)
             yield StreamPart(chunk.encode(), usage=usage)
 
@@ -135,8 +145,3 @@ def _error_of(first: ErrorResponse | str) -> ErrorInfo | None:
     if isinstance(first, ErrorResponse):
         return first.error
     return ErrorInfo.model_validate(from_json(first.removeprefix("data: "))["error"]) if first.startswith(ERROR) else None
-
-
-def _usage_of(event: str) -> Usage:
-    counted = from_json(event.removeprefix("data: "))["usage"]
-    return Usage(counted["prompt_tokens"], counted["completion_tokens"])

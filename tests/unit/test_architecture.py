@@ -128,7 +128,7 @@ def test_the_packages_never_import_what_stands_beside_them(path: Path) -> None:
 SERVE_FLOORS = (
     ("errors", "serve_settings", "metrics", "api_keys", "models.answers", "routing.decision", "shared.client"),
     ("routing", "models"),
-    ("recording", "shared"),
+    ("recording", "shared", "money"),
     ("gateway",),
     ("http",),
     ("app",),
@@ -138,8 +138,11 @@ SERVE_FLOORS = (
 # What a replica's process loads of serve_app besides the module of the deployment itself. Nobody else's code is among it.
 SERVE_PROCESSES = {
     "routing.replica": {"routing.budget", "routing.decision", "routing.drift", "metrics"},
-    "models.replica": {"models.answers", "models.chats", "errors"},
-    "shared.replica": {"routing.conversations", "routing.request", "routing.decision", "shared.client", "errors"},
+    "models.replica": {"models.answers", "models.chats", "models.gpu_time", "errors"},
+    "shared.replica": {
+        *("routing.conversations", "routing.request", "routing.decision", "shared.client", "errors"),
+        *("money.keeper", "money.ledger", "money.periods", "metrics"),
+    },
 }
 NOT_IN_THE_INGRESS = {
     "app",

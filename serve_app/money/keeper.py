@@ -1,0 +1,123 @@
+"""The ledger of the shared replica and its file under ROOT/spending/, written about once a second. Runs in the shared replica.
+
+Each shared replica writes a file of its own, with all that it knows: an old one that ends while a new one has begun can't undo what
+that has written. Files of others are read at the start and twice a minute; they are deleted at the start, once their content is in
+the own one.
+"""
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from firewall_ray.errors import FirewallRayError
+from firewall_ray.store.dataset import Dataset, storage_errors
+from serve_app.money.ledger import ALL, Ledger, Spent
+from serve_app.money.periods import PERIODS, name_of
+
+SAVE_EVERY_S = 1.0
+READ_OTHERS_EVERY_S = 30.0
+ENDING = ".json"
+
+Record = Callable[[str, float, dict[str, str]], None]
+
+logger = logging.getLogger("ray.serve")
+
+
+class LedgerKeeper:
+    """dataset: the folder. record: of metrics. clock: Unix seconds."""
+
+    def __init__(self, dataset: Dataset, record: Record, clock: Callable[[], float] = time.time) -> None:
+        self._dataset = dataset
+        self._record = record
+        self._clock = clock
+        self._ledger = Ledger(clock)
+        self._file = f"{uuid4().hex[:12]}{ENDING}"
+        self._is_loaded = False
+        self._saved_version = 0
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def settle(self, ingress: str, totals: Mapping[str, Mapping[str, float]], keys: Collection[str] | None) -> Spent | None:
+        """As `Ledger.settle`; None until it is known what was spent before."""
+        if self._keeping is None:
+            # Outside of this call, which Serve may cancel, and with it what was begun in it.
+            self._keeping = asyncio.create_task(self._keep(), context=contextvars.Context())
+        return self._ledger.settle(ingress, totals, keys) if self._is_loaded else None
+
+    def close(self) -> None:
+        """Save what is left. Blocks for as long as that takes."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+        if self._is_loaded and self._ledger.version != self._saved_version:
+            try:
+                self._write(self._ledger.saved())
+            except FirewallRayError as e:
+                logger.error("What was spent since %.0f s before the end is lost: %s", SAVE_EVERY_S, e)
+
+    async def _keep(self) -> None:
+        """Until it is cancelled: read, then save what changed. What fails is tried again; meanwhile all of it is in memory."""
+        is_failing, read_s = False, 0.0
+        while True:
+            began = time.monotonic()
+            try:
+                if not self._is_loaded:
+                    await self._load()
+                    read_s = began
+                if began - read_s >= READ_OTHERS_EVERY_S:
+                    self._merge(await asyncio.to_thread(self._read_others))
+                    read_s = began
+                if self._ledger.version != self._saved_version:
+                    await self._save()
+                is_failing = False
+            except FirewallRayError as e:
+                if not is_failing:  # once an outage
+                    logger.error("What was spent cannot be kept under ROOT; tried again until it can: %s", e)
+                is_failing = True
+            self._record_spent()
+            # Where storage is slow, it is written less often.
+            await asyncio.sleep(max(SAVE_EVERY_S, 4 * (time.monotonic() - began)))
+
+    async def _load(self) -> None:
+        """Also makes one file of those that there are."""
+        others = await asyncio.to_thread(self._read_others)
+        self._merge(others, awaits=True)
+        self._is_loaded = True
+        if others:
+            await self._save()
+            await asyncio.to_thread(self._delete, others)
+
+    def _merge(self, others: Mapping[str, Any], *, awaits: bool = False) -> None:
+        for saved in others.values():
+            self._ledger.merge(saved, awaits=awaits)
+
+    async def _save(self) -> None:
+        # Taken here, where nobody adds to it meanwhile; written in a thread, for which nobody waits.
+        version, content = self._ledger.version, self._ledger.saved()
+        await asyncio.to_thread(self._write, content)
+        self._saved_version = version
+
+    # Storage, in threads ---------------------------------------------------------------------------------------------
+
+    def _read_others(self) -> dict[str, Any]:
+        """By name, what other shared replicas saved."""
+        names = (path.removeprefix(f"{self._dataset.path}/") for path in self._dataset.files())
+        return {name: self._dataset.read_json(name) for name in names if name.endswith(ENDING) and name != self._file}
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        with storage_errors(f"write {self._dataset.path}"):
+            self._dataset.filesystem.create_dir(self._dataset.path, recursive=True)
+            self._dataset.write_json(self._file, content)
+
+    def _delete(self, names: Iterable[str]) -> None:
+        with storage_errors(f"delete files of {self._dataset.path}"):
+            for name in names:
+                self._dataset.filesystem.delete_file(f"{self._dataset.path}/{name}")
+
+    def _record_spent(self) -> None:
+        now, spent = self._clock(), self._ledger.spent().usd
+        for period in PERIODS:
+            for key, usd in {ALL: 0.0, **spent[name_of(period, now)]}.items():
+                self._record("firewall_spent_usd", usd, {"key": key, "period": period})
