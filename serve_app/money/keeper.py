@@ -8,6 +8,7 @@ the own one.
 import asyncio
 import contextvars
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -36,24 +37,30 @@ class LedgerKeeper:
         self._clock = clock
         self._ledger = Ledger(clock)
         self._file = f"{uuid4().hex[:12]}{ENDING}"
-        self._is_loaded = False
+        self._loaded = asyncio.Event()
         self._saved_version = 0
+        self._writing = threading.Lock()
         self._keeping: asyncio.Task[None] | None = None
 
-    async def settle(self, ingress: str, totals: Mapping[str, Mapping[str, float]], keys: Collection[str] | None) -> Spent | None:
-        """As `Ledger.settle`; None until it is known what was spent before."""
+    async def settle(self, ingress: str, totals: Mapping[str, Mapping[str, float]], keys: Collection[str] | None) -> Spent:
+        """As `Ledger.settle`, once it is known what was spent before."""
+        await self.loaded()
+        return self._ledger.settle(ingress, totals, keys)
+
+    async def loaded(self) -> None:
+        """Waits until what was saved is read, where storage fails for as long as that takes."""
         if self._keeping is None:
             # Outside of this call, which Serve may cancel, and with it what was begun in it.
             self._keeping = asyncio.create_task(self._keep(), context=contextvars.Context())
-        return self._ledger.settle(ingress, totals, keys) if self._is_loaded else None
+        await self._loaded.wait()
 
     def close(self) -> None:
         """Save what is left. Blocks for as long as that takes."""
         if self._keeping is not None:
             self._keeping.cancel()
-        if self._is_loaded and self._ledger.version != self._saved_version:
+        if self._loaded.is_set() and self._ledger.version != self._saved_version:
             try:
-                self._write(self._ledger.saved())
+                self._write(self._ledger.version, self._ledger.saved())
             except FirewallRayError as e:
                 logger.error("What was spent since %.0f s before the end is lost: %s", SAVE_EVERY_S, e)
 
@@ -63,7 +70,7 @@ class LedgerKeeper:
         while True:
             began = time.monotonic()
             try:
-                if not self._is_loaded:
+                if not self._loaded.is_set():
                     await self._load()
                     read_s = began
                 if began - read_s >= READ_OTHERS_EVERY_S:
@@ -84,7 +91,7 @@ class LedgerKeeper:
         """Also makes one file of those that there are."""
         others = await asyncio.to_thread(self._read_others)
         self._merge(others, awaits=True)
-        self._is_loaded = True
+        self._loaded.set()
         if others:
             await self._save()
             await asyncio.to_thread(self._delete, others)
@@ -96,8 +103,7 @@ class LedgerKeeper:
     async def _save(self) -> None:
         # Taken here, where nobody adds to it meanwhile; written in a thread, for which nobody waits.
         version, content = self._ledger.version, self._ledger.saved()
-        await asyncio.to_thread(self._write, content)
-        self._saved_version = version
+        await asyncio.to_thread(self._write, version, content)
 
     # Storage, in threads ---------------------------------------------------------------------------------------------
 
@@ -106,10 +112,13 @@ class LedgerKeeper:
         names = (path.removeprefix(f"{self._dataset.path}/") for path in self._dataset.files())
         return {name: self._dataset.read_json(name) for name in names if name.endswith(ENDING) and name != self._file}
 
-    def _write(self, content: Mapping[str, Any]) -> None:
-        with storage_errors(f"write {self._dataset.path}"):
+    def _write(self, version: int, content: Mapping[str, Any]) -> None:
+        with self._writing, storage_errors(f"write {self._dataset.path}"):
+            if version < self._saved_version:  # at the end: what is later was faster
+                return
             self._dataset.filesystem.create_dir(self._dataset.path, recursive=True)
             self._dataset.write_json(self._file, content)
+            self._saved_version = version
 
     def _delete(self, names: Iterable[str]) -> None:
         with storage_errors(f"delete files of {self._dataset.path}"):

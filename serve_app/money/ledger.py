@@ -84,6 +84,7 @@ class Ledger:
         last_s = max((told["heard_s"] for told in saved["told"].values()), default=0.0)
         for ingress, told in saved["told"].items():
             self._take(ingress, {period: by_key for period, by_key in told["usd"].items() if period in current})
+            self._heard_s[ingress] = max(told["heard_s"], self._heard_s.get(ingress, 0.0))
             if awaits and now - last_s <= LATELY_S and last_s - told["heard_s"] <= HERE_S:
                 self._awaited.add(ingress)
                 self._awaited_until_s = now + AWAITED_S

@@ -87,7 +87,7 @@ class SharedReplica:
         """As `Places.tell`."""
         self._places.tell(ingress, taken)
 
-    async def settle(self, ingress: str, totals: Mapping[str, Mapping[str, float]], keys: Collection[str] | None) -> Spent | None:
+    async def settle(self, ingress: str, totals: Mapping[str, Mapping[str, float]], keys: Collection[str] | None) -> Spent:
         """As `LedgerKeeper.settle`."""
         assert self._spending is not None
         return await self._spending.settle(ingress, totals, keys)

@@ -1,207 +1,283 @@
-"""Spend caps over two ingress replicas and restarts of every kind: never past a cap by more than was in flight, and nothing lost."""
+"""Who is refused by a spend cap, until when, and what holds while the shared replica does not answer."""
 
 import asyncio
-import random
-from collections.abc import Iterator
-from hashlib import sha256
+from collections.abc import Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_fakes import Fakes, Recorder
-from pydantic_core import to_json
+from gateway_fakes import Fakes
+from pydantic_core import from_json
+from spending_fakes import PRICES, Ingress, Shared
 
-from serve_app.money import caps, keeper, ledger
-from serve_app.money.ledger import ALL
-from serve_app.shared.replica import SharedReplica
-
-KEYS = {"ann": "sk-ann", "bob": "sk-bob"}
-# A prompt token costs a dollar. The fakes take `max_tokens` for the number of a prompt's tokens.
-PRICES = {route: {"prompt": 1e6, "completion": 0} for route in ("weak", "strong")}
-MAX_USD = 9
-NUM_REQUESTS, NUM_CLIENTS = 10_000, 16
+NOON = datetime(2026, 11, 27, 12, tzinfo=UTC).timestamp()
+HOUR = 3_600
 
 
-@pytest.fixture(autouse=True)
-def _no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.shared.replica.RayMetrics", lambda: lambda *_: None)
+class Clock:
+    """Unix seconds, as the test says."""
+
+    def __init__(self, now: float = NOON) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
 
 
-@pytest.fixture
-def _fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(caps, "TELL_EVERY_S", 0.05)
-    monkeypatch.setattr(ledger, "AWAITED_S", 0.2)
-    monkeypatch.setattr(keeper, "SAVE_EVERY_S", 0.05)
-    return
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
 
 
-class Shared:
-    """A shared replica in this process that keeps its ledger under `root`, as `SharedState` asks it; each way takes a moment."""
-
-    def __init__(self, root: Path) -> None:
-        from firewall_ray.store.layout import ArtifactStore
-
-        self._dataset = ArtifactStore(str(root)).spending()
-        self._rng = random.Random(0)
-        self.replica: SharedReplica | None = SharedReplica(self._dataset)
-        self.most_usd = 0.0  # that any shared replica knew of
-
-    async def ask(self, question: str, *arguments: Any) -> Any:
-        await self._way()
-        if self.replica is None:
-            return None
-        answer = await getattr(self.replica, question)(*arguments)
-        self.most_usd = max(self.most_usd, self.spent_usd())
-        await self._way()
-        return answer if self.replica is not None else None
-
-    async def _way(self) -> None:
-        await asyncio.sleep(self._rng.choice([0, 0, 0.001]))
-
-    def spent_usd(self, key: str = ALL) -> float:
-        assert self.replica is not None
-        assert self.replica._spending is not None
-        (month,) = [
-            by_key for period, by_key in self.replica._spending._ledger.spent().usd.items() if len(period) == len("2026-11")
-        ]
-        return month.get(key, 0.0)
-
-    def kill(self) -> None:
-        """As SIGKILL does: what was not saved yet is gone."""
-        assert self.replica is not None
-        ended, self.replica = self.replica, None
-        assert ended._spending is not None
-        if ended._spending._keeping is not None:
-            ended._spending._keeping.cancel()
-        ended._spending = None
-
-    def stop(self) -> None:
-        """As Serve does."""
-        assert self.replica is not None
-        assert self.replica._spending is not None
-        self.replica._spending.close()
-        self.kill()
-
-    def start(self) -> None:
-        self.replica = SharedReplica(self._dataset)
+def refusal(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str, str, int]:
+    """Status, code, message and Retry-After."""
+    status, headers, body = answer
+    error = from_json(body)["error"]
+    return status, error["code"], error["message"], int(headers["retry-after"])
 
 
-class Ingress(Fakes):
-    """An ingress replica with its heartbeats."""
+def test_a_key_that_has_spent_its_day_is_refused_until_midnight_and_others_are_not(tmp_path: Path) -> None:
+    async def test() -> None:
+        clock = Clock()
+        shared = Shared(tmp_path, clock)
+        async with Ingress(shared, clock=clock, per_key={"day": 5}) as ingress:
+            assert [(await ingress.ask(usd=3))[0] for _ in range(2)] == [200, 200]  # the second begins with 3 of 5 spent
+            clock.now += 0.25
+            status, code, message, retry_after_s = refusal(await ingress.ask())
+            assert (status, code, retry_after_s) == (429, "spend_cap_reached", 12 * HOUR)  # 11 h 59 min 59.75 s, rounded up
+            assert "(serving.spend_caps.per_key.day: 5 US dollars)" in message
+            assert "2026-11-28T00:00:00Z" in message
+            assert (await ingress.ask("bob"))[0] == 200
+            clock.now += retry_after_s
+            assert (await ingress.ask())[0] == 200
 
-    def __init__(self, shared: Any, recorder: Recorder | None = None, **spend_caps: Any) -> None:
-        names = [{"name": name, "sha256": sha256(key.encode()).hexdigest()} for name, key in KEYS.items()]
-        limits = {"max_in_flight": 1_000, "max_in_flight_per_key": 1_000}
-        super().__init__(shared=shared, api_keys=names, prices=PRICES, spend_caps=spend_caps, **limits)
-        if recorder is not None:  # of several
-            self.gateway._observers[1] = recorder
-        assert self.caps is not None
-        self.spending = self.caps
-        self._telling: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> "Ingress":
-        self._telling = asyncio.create_task(self.spending.tell_forever())
-        await asyncio.sleep(0.02)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """As the lifespan ends it."""
-        assert self._telling is not None
-        self._telling.cancel()
-        await self.spending.tell()
-
-    async def ask(
-        self, key: str = "ann", usd: int = 1, path: str = "chat/completions", **options: Any
-    ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body; straight through ASGI, as a client library would take longer than all else."""
-        said = {"messages": [{"role": "user", "content": "Why?"}]} if path.startswith("chat") else {"prompt": "Why?"}
-        body = to_json({"model": "firewall", **said, "max_tokens": usd, **options})
-        received, sent = asyncio.Queue[dict[str, Any]](), list[dict[str, Any]]()
-        received.put_nowait({"type": "http.request", "body": body, "more_body": False})
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        headers = [(b"authorization", f"Bearer {KEYS[key]}".encode()), (b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": f"/v1/{path}", "raw_path": b"", "query_string": b"", "headers": headers}
-        await self.app(scope, received.get, send)  # type: ignore[arg-type]
-        start, *rest = sent
-        found = {name.decode(): value.decode() for name, value in start["headers"]}
-        return start["status"], found, b"".join(message.get("body", b"") for message in rest)
+    run(test())
 
 
-def of(shared: Any, **spend_caps: Any) -> Ingress:
-    return Ingress(shared, **spend_caps)
+def test_of_two_caps_that_are_reached_the_one_that_holds_longer_is_named(tmp_path: Path) -> None:
+    async def test() -> None:
+        clock = Clock()
+        async with Ingress(Shared(tmp_path, clock), clock=clock, all={"month": 4}, keys={"ann": {"day": 2}}) as ingress:
+            await ingress.ask(usd=2)
+            assert "keys.ann.day" in refusal(await ingress.ask())[2]
+            assert (await ingress.ask("bob", usd=2))[0] == 200
+            status, _, message, retry_after_s = refusal(await ingress.ask())
+            assert (status, retry_after_s) == (429, 3 * 24 * HOUR + 12 * HOUR)  # to the first of December
+            assert "All requests together have spent what is allowed a month (serving.spend_caps.all.month: 4 US" in message
+            clock.now += 12 * HOUR  # another day, the same month
+            assert refusal(await ingress.ask("bob"))[0] == 429
+
+    run(test())
 
 
-# The whole ----------------------------------------------------------------------------------------------------------
+def test_every_endpoint_that_costs_is_refused_streams_too_and_no_other(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Ingress(Shared(tmp_path), all={"day": 1}) as ingress:
+            await ingress.ask()
+            for path in ("chat/completions", "completions"):
+                for options in ({}, {"stream": True}, {"model": "small"}, {"model": "firewall-0.9"}):
+                    status, headers, body = await ingress.ask(path=path, **options)
+                    assert (status, headers["content-type"], b"spend_cap" in body) == (429, "application/json", True)
+            assert (await ingress.ask(path="route"))[0] == 200  # no model answers
+            assert len(ingress.weak.bodies) + len(ingress.strong.bodies) == 1
+            assert ingress.recorder.exchanges[-1].status == 429
+
+    run(test())
 
 
-@pytest.mark.usefixtures("_fast")
-def test_ten_thousand_requests_over_two_ingress_replicas_with_restarts_in_the_middle(tmp_path: Path) -> None:
-    rng = random.Random(1)
-    requests = [(rng.choice(list(KEYS)), rng.randint(1, MAX_USD), rng.random() < 0.3) for _ in range(NUM_REQUESTS)]
-    total = sum(usd for _, usd, _ in requests)
-    bobs = sum(usd for key, usd, _ in requests if key == "bob")
-    limits = {"all": {"month": round(0.65 * total)}, "keys": {"bob": {"month": round(0.5 * bobs)}}}
-    recorder = Recorder()
+def test_a_cap_of_nothing_lets_nothing_begin(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Ingress(Shared(tmp_path), keys={"ann": {"day": 0}}, per_key={"day": 1}) as ingress:
+            assert [(await ingress.ask(key))[0] for key in ("ann", "bob")] == [429, 200]
 
-    async def run() -> None:
+    run(test())
+
+
+def test_without_keys_the_cap_is_of_all_requests(tmp_path: Path) -> None:
+    async def test() -> None:
+        fakes = Fakes(shared=Shared(tmp_path), prices=PRICES, spend_caps={"all": {"day": 3}})
+        async with fakes.client() as client:
+            body = {"model": "firewall", "messages": [{"role": "user", "content": "Why?"}], "max_tokens": 3}
+            assert [(await client.post("/v1/chat/completions", json=body)).status_code for _ in range(2)] == [200, 429]
+
+    run(test())
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_client_that_leaves_pays_for_what_was_done(tmp_path: Path, streams: bool) -> None:
+    """Else whoever leaves before the last byte spends without end. The fake's prompts are of 7 tokens when nothing is said."""
+
+    async def test() -> None:
         shared = Shared(tmp_path)
-        ingresses = [await Ingress(shared, recorder, **limits).__aenter__() for _ in range(2)]
-        left = list(enumerate(requests))[::-1]
-        reached: dict[str, bool] = {}
+        async with Ingress(shared, per_key={"day": 100_000}) as ingress:
+            for _ in range(50):
+                await ingress.ask(usd=100)  # what a prompt of this size comes to
+            await asyncio.sleep(0.05)  # the last word is on its way
+            known = shared.spent_usd()
+            if streams:
 
-        async def restarts() -> None:
-            while len(left) > 0.7 * NUM_REQUESTS:
-                await asyncio.sleep(0.005)
-            shared.kill()
-            await asyncio.sleep(0.1)
-            shared.start()
-            while len(left) > 0.55 * NUM_REQUESTS:
-                await asyncio.sleep(0.005)
-            gone, ingresses[0] = ingresses[0], await Ingress(shared, recorder, **limits).__aenter__()
-            await asyncio.sleep(0.2)  # Serve waits for what is in flight
-            await gone.__aexit__()
-            while len(left) > 0.4 * NUM_REQUESTS:
-                await asyncio.sleep(0.005)
-            shared.stop()
-            shared.start()
+                async def hangs(answer: Any, usage: Any) -> Any:
+                    yield b"data: {}\n\n"
+                    await asyncio.Event().wait()
 
-        async def client() -> None:
-            while left:
-                number, (key, usd, streams) = left.pop()
-                while True:
-                    was_reached = reached.get(ALL, False) or reached.get(key, False)
-                    status, headers, body = await ingresses[number % 2].ask(key, usd, stream=streams)
-                    if status != 503:  # spending_unknown: a client tries again
-                        break
-                    await asyncio.sleep(0.01)
-                assert status in (200, 429), body
-                assert not (was_reached and status == 200), "one began after the cap was reached"
-                if status == 429:
-                    assert b"spend_cap_reached" in body
-                if shared.replica is not None:
-                    reached[ALL] = shared.spent_usd() >= limits["all"]["month"]
-                    reached["bob"] = shared.spent_usd("bob") >= limits["keys"]["bob"]["month"]
+                ingress.weak._chunks = hangs  # type: ignore[method-assign]
+            else:
+                ingress.weak.hangs = True
+            asking = asyncio.create_task(ingress.ask(usd=100, stream=streams))
+            await asyncio.sleep(0.05)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await asyncio.sleep(0.05)
+            assert ingress.recorder.exchanges[-1].status == 499
+            assert shared.spent_usd() - known == pytest.approx(100, rel=0.25)  # "stream" and its like are bytes too
 
-        await asyncio.gather(restarts(), *(client() for _ in range(NUM_CLIENTS)))
-        for ingress in ingresses:
-            await ingress.__aexit__()
+    run(test())
 
-        answered = [exchange for exchange in recorder.exchanges if exchange.status == 200]
-        spent = sum(exchange.cost_usd or 0 for exchange in answered)
-        bob_spent = sum(exchange.cost_usd or 0 for exchange in answered if exchange.key_name == "bob")
-        assert len(recorder.exchanges) >= NUM_REQUESTS
-        assert limits["all"]["month"] <= spent <= limits["all"]["month"] + NUM_CLIENTS * MAX_USD
-        assert limits["keys"]["bob"]["month"] <= bob_spent <= limits["keys"]["bob"]["month"] + NUM_CLIENTS * MAX_USD
-        # Nothing lost and nothing twice, also on disk.
-        assert (shared.spent_usd(), shared.spent_usd("bob")) == (spent, bob_spent)
+
+# Restarts -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_spent_outlives_both_replicas(tmp_path: Path) -> None:
+    async def test() -> None:
+        shared = Shared(tmp_path)
+        async with Ingress(shared, per_key={"month": 5}) as ingress:
+            await ingress.ask(usd=5)
         shared.stop()
         shared.start()
-        assert shared.replica is not None
-        await shared.ask("settle", "another", {}, None)  # begins to read
-        await asyncio.sleep(0.1)
-        assert (shared.spent_usd(), shared.spent_usd("bob")) == (spent, bob_spent)
+        async with Ingress(shared, per_key={"month": 5}) as ingress:
+            await shared.loaded()
+            assert [(await ingress.ask(key))[0] for key in ("ann", "bob")] == [429, 200]
 
-    asyncio.run(run())
+    run(test())
+
+
+def test_a_shared_replica_that_was_killed_before_it_saved_hears_all_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        shared = Shared(tmp_path)
+        async with Ingress(shared, per_key={"month": 5}) as ingress:
+            await shared.loaded()
+            await ingress.ask(usd=5)
+            shared.kill()
+            assert (await ingress.ask())[0] == 429  # known here
+            shared.start()
+            await shared.loaded()
+            await ingress.spending.tell()
+            async with Ingress(shared, per_key={"month": 5}) as another:
+                assert refusal(await another.ask())[1] == "spend_cap_reached"
+
+    run(test())
+
+
+def test_while_nobody_answers_each_ingress_replica_spends_its_part_of_what_was_left(tmp_path: Path) -> None:
+    """Of 20 dollars 4 are spent: each of two may spend until it has spent 8 more."""
+
+    async def test() -> None:
+        shared = Shared(tmp_path)
+        async with Ingress(shared, all={"day": 20}) as one, Ingress(shared, all={"day": 20}) as other:
+            await one.ask(usd=4)
+            await one.spending.tell()
+            await other.spending.tell()
+            shared.kill()
+            for ingress in (one, other):
+                assert [(await ingress.ask(usd=2))[0] for _ in range(5)] == [200, 200, 200, 200, 503]
+                status, code, _, retry_after_s = refusal(await ingress.ask())
+                assert (status, code, retry_after_s) == (503, "spending_unknown", 1)
+            shared.start()
+            await shared.loaded()
+            await one.spending.tell()
+            await other.spending.tell()
+            assert shared.spent_usd() == 20
+            assert refusal(await one.ask())[1] == "spend_cap_reached"
+
+    run(test())
+
+
+def test_a_new_shared_replica_gives_no_part_twice_while_another_ingress_replica_has_not_told_it_all(tmp_path: Path) -> None:
+    async def test() -> None:
+        clock = Clock()
+        shared = Shared(tmp_path, clock)
+        async with Ingress(shared, clock=clock, all={"day": 20}) as one, Ingress(shared, clock=clock, all={"day": 20}) as silent:
+            await one.ask(usd=2)
+            await silent.ask(usd=2)
+            await silent.spending.tell()
+            await one.spending.tell()
+            assert silent._telling is not None
+            silent._telling.cancel()
+            shared.stop()
+            shared.start()
+            await shared.loaded()
+            # 16 are left, 8 for each; it is not asked how much is left anew.
+            assert [(await one.ask(usd=4))[0] for _ in range(3)] == [200, 200, 503]
+            await one.spending.tell()
+            assert (await one.ask(usd=4))[0] == 503
+            await silent.spending.tell()
+            await one.spending.tell()
+            assert (await one.ask(usd=4))[0] == 200
+            clock.now += 1  # of one that never comes back nobody waits for long
+            shared.stop()
+            shared.start()
+            await shared.loaded()
+            await one.spending.tell()
+            assert not one.spending._is_answered
+            clock.now += 5
+            await one.spending.tell()
+            assert one.spending._is_answered
+
+    run(test())
+
+
+def test_an_ingress_replica_that_knows_nothing_yet_lets_nothing_begin(tmp_path: Path) -> None:
+    async def test() -> None:
+        shared = Shared(tmp_path)
+        shared.kill()
+        async with Ingress(shared, all={"day": 20}) as ingress:
+            assert refusal(await ingress.ask())[:2] == (503, "spending_unknown")
+            shared.start()
+            await shared.loaded()
+            await ingress.spending.tell()
+            assert (await ingress.ask())[0] == 200
+
+    run(test())
+
+
+def test_an_old_shared_replica_that_ends_after_a_new_one_began_undoes_nothing(tmp_path: Path) -> None:
+    """What the old one was told last, by an ingress replica that is gone, is in a file of its own."""
+
+    async def test() -> None:
+        shared = Shared(tmp_path)
+        async with Ingress(shared, all={"day": 20}) as ingress:
+            await shared.loaded()
+            await ingress.ask(usd=4)
+        old = shared.keeper
+        shared.start()
+        await shared.loaded()
+        async with Ingress(shared, all={"day": 20}) as ingress:
+            await ingress.ask(usd=3)
+        old.close()
+        shared.stop()
+        shared.start()
+        await shared.loaded()
+        assert shared.spent_usd() == 7
+
+    run(test())
+
+
+def test_requests_that_wait_at_a_time_share_a_call(tmp_path: Path) -> None:
+    async def test() -> None:
+        shared = Shared(tmp_path)
+        async with Ingress(shared, all={"day": 1_000}) as ingress:
+            calls = 0
+            ask = shared.ask
+
+            async def counted(*arguments: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                await asyncio.sleep(0.01)
+                return await ask(*arguments)
+
+            shared.ask = counted  # type: ignore[method-assign]
+            answers = await asyncio.gather(*(ingress.ask() for _ in range(50)))
+            assert {status for status, _, _ in answers} == {200}
+            assert calls <= 6
+
+    run(test())
