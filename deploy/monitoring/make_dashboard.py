@@ -111,7 +111,7 @@ ROWS: dict[str, list[Panel]] = {
             "currencyUSD",
             {
                 "cost": "1000 * sum(rate(ray_firewall_cost_usd_total[$__rate_interval])) "
-                "/ sum(rate(ray_firewall_requests_total[$__rate_interval]))",
+                '/ sum(rate(ray_firewall_requests_total{status="200"}[$__rate_interval]))',
                 "saved, {{bound}}": "avg by (bound) (ray_firewall_saved_usd_per_1000_requests)",
             },
             "Saved against the strong model for all, of each ingress replica since it started, with its 95% interval.",

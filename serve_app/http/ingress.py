@@ -23,7 +23,7 @@ from serve_app.http.admission import Admission
 from serve_app.http.page import page_response
 from serve_app.models.client import DeployedModel, ModelClient
 from serve_app.models.remote import RemoteModel
-from serve_app.money.caps import SpendCaps
+from serve_app.money.caps import ANSWER_WITHIN_S, SpendCaps
 from serve_app.money.pricing import Pricing
 from serve_app.recording.counters import LiveCounters
 from serve_app.recording.decision_log import DecisionLog
@@ -68,8 +68,8 @@ class Ingress:
             observers.append(self._log)
         shared_state = None if shared is None else SharedState(shared, serving.router_timeout_s)
         self._caps: SpendCaps | None = None
-        if shared_state is not None and serving.spend_caps is not None:
-            self._caps = SpendCaps(serving.spend_caps, shared_state, name)
+        if shared is not None and serving.spend_caps is not None:
+            self._caps = SpendCaps(serving.spend_caps, SharedState(shared, ANSWER_WITHIN_S), name)
         pricing = Pricing(serving.prices, self._caps)
         deployed_router = DeployedRouter(router, max_calls=serving.router_replicas.max + 1)
         self._gateway = Gateway(deployed_router, clients, ids, serving, observers, shared_state, pricing)

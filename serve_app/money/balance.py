@@ -49,7 +49,7 @@ class Balance:
 
     def add(self, exchange: Exchange) -> None:
         """Does nothing where nothing is priced, or no model worked on it."""
-        if exchange.cost_usd is None or exchange.asked is None or (exchange.answered_by is None and not exchange.cost_usd):
+        if exchange.cost_usd is None or exchange.asked is None or (exchange.status != 200 and not exchange.cost_usd):
             return
         accounts = [self._all, self._by_route[exchange.asked], self._by_endpoint[exchange.endpoint]]
         if exchange.key_name is not None:

@@ -11,6 +11,9 @@ from gateway_fakes import Fakes
 from pydantic_core import from_json
 from spending_fakes import PRICES, Ingress, Shared
 
+from serve_app.errors import RequestRefused
+from serve_app.recording.exchange import Exchange
+
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC).timestamp()
 HOUR = 3_600
 
@@ -89,6 +92,20 @@ def test_a_cap_of_nothing_lets_nothing_begin(tmp_path: Path) -> None:
     async def test() -> None:
         async with Ingress(Shared(tmp_path), keys={"ann": {"day": 0}}, per_key={"day": 1}) as ingress:
             assert [(await ingress.ask(key))[0] for key in ("ann", "bob")] == [429, 200]
+
+    run(test())
+
+
+def test_ten_times_nine_cents_are_ninety(tmp_path: Path) -> None:
+    """In floating point they are 0.8999999999999999, and on another ingress replica 0.9."""
+
+    async def test() -> None:
+        async with Ingress(Shared(tmp_path), all={"day": 0.9}) as ingress:
+            for _ in range(10):
+                await ingress.spending.check("ann")
+                ingress.spending.record(Exchange("chat", key_name="ann", cost_usd=0.09))
+            with pytest.raises(RequestRefused, match="what is allowed a day"):
+                await ingress.spending.check("ann")
 
     run(test())
 
