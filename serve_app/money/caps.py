@@ -151,8 +151,6 @@ class SpendCaps:
         }
         answer: Spent | None = await self._shared.ask("settle", self._ingress, told, keys)
         self._is_answered = answer is not None and answer.is_complete
-        if not self._is_answered:
-            self._all_keys = True  # what it missed, and what it waits for
         # Of an answer that lacks something, parts would be taken again and again of what others have spent already; but for a
         # replica that knows nothing it is better than nothing.
         if answer is None or (not answer.is_complete and self._num_ingresses is not None):

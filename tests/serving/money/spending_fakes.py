@@ -23,6 +23,13 @@ PRICES = {route: {"prompt": 1e6, "completion": 0} for route in ("weak", "strong"
 Answer = tuple[int, dict[str, str], bytes]  # status, headers and body
 
 
+async def until(condition: Callable[[], Any]) -> None:
+    """Fails after what is ample on a busy machine."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 class Shared:
     """A shared replica in this process, asked as `SharedState` asks it; each way takes a moment. clock: Unix seconds."""
 
@@ -62,6 +69,9 @@ class Shared:
     async def loaded(self) -> None:
         """Once it has read what was saved."""
         await self.keeper.loaded()
+
+    def is_saved(self) -> bool:
+        return self.keeper._saved_version == self.keeper._ledger.version
 
     def kill(self) -> None:
         """As SIGKILL does: what was not saved yet is gone."""

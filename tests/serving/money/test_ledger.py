@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from s3_server import ENVIRONMENT, empty_root, s3_server
-from spending_fakes import Shared
+from spending_fakes import Shared, until
 
 from firewall_ray.errors import StorageFailure
 from serve_app.money import keeper
@@ -103,8 +103,7 @@ def test_it_is_kept_in_a_store_of_objects(monkeypatch: pytest.MonkeyPatch) -> No
         shared.start()
         await shared.loaded()
         assert shared.spent_usd() == 5.0
-        await asyncio.sleep(0.2)
-        assert len(shared.dataset.files()) == 1  # the old one's file has gone into the new one's
+        await until(lambda: len(shared.dataset.files()) == 1)  # the old one's file has gone into the new one's
 
     with s3_server() as endpoint:
         asyncio.run(run(empty_root(endpoint)))
@@ -116,7 +115,7 @@ def test_a_killed_one_loses_a_second_at_most(tmp_path: Path, monkeypatch: pytest
     async def run() -> None:
         shared = Shared(tmp_path, lambda: NOON)
         await shared.ask(*told(5.0))
-        await asyncio.sleep(0.5)
+        await until(shared.is_saved)
         shared.kill()
         shared.start()
         await shared.loaded()
@@ -163,7 +162,7 @@ def test_storage_that_cannot_be_written_loses_nothing_once_it_can(tmp_path: Path
         await asyncio.sleep(0.1)
         assert not os.listdir(tmp_path)
         monkeypatch.setattr(shared.keeper, "_write", write)
-        await asyncio.sleep(0.2)
+        await until(shared.is_saved)
         shared.kill()
         shared.start()
         await shared.loaded()

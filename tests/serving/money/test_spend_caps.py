@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gateway_fakes import Fakes
 from pydantic_core import from_json
-from spending_fakes import PRICES, Ingress, Shared
+from spending_fakes import PRICES, Ingress, Shared, until
 
 from serve_app.errors import RequestRefused
 from serve_app.recording.exchange import Exchange
@@ -129,8 +129,7 @@ def test_a_client_that_leaves_pays_for_what_was_done(tmp_path: Path, streams: bo
         async with Ingress(shared, per_key={"day": 100_000}) as ingress:
             for _ in range(50):
                 await ingress.ask(usd=100)  # what a prompt of this size comes to
-            await asyncio.sleep(0.05)  # the last word is on its way
-            known = shared.spent_usd()
+            await until(lambda: shared.spent_usd() == 5_000)
             if streams:
 
                 async def hangs(answer: Any, usage: Any) -> Any:
@@ -141,12 +140,12 @@ def test_a_client_that_leaves_pays_for_what_was_done(tmp_path: Path, streams: bo
             else:
                 ingress.weak.hangs = True
             asking = asyncio.create_task(ingress.ask(usd=100, stream=streams))
-            await asyncio.sleep(0.05)
+            await until(lambda: len(ingress.weak.bodies) == 51)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-            await asyncio.sleep(0.05)
+            await until(lambda: shared.spent_usd() > 5_000)
             assert ingress.recorder.exchanges[-1].status == 499
-            assert shared.spent_usd() - known == pytest.approx(100, rel=0.25)  # "stream" and its like are bytes too
+            assert shared.spent_usd() - 5_000 == pytest.approx(100, rel=0.25)  # "stream" and its like are bytes too
 
     run(test())
 
