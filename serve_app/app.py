@@ -90,6 +90,7 @@ def compose(config: RunConfig) -> Application:
         shared=shared_deployment(serving, store.spending()),
         serving=serving,
         decisions=store.decisions(),
+        spending=store.spending(),
     )
 
 

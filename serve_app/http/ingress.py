@@ -37,7 +37,8 @@ from serve_app.shared.client import SharedState
 
 class Ingress:
     """ids: what clients call the models. models: of each, its deployment's handle or the server that has it. shared: what several
-    ingress replicas know together. decisions: where the decision log goes, if `serving` wants one.
+    ingress replicas know together. decisions: where the decision log goes, if `serving` wants one. spending: where what was spent
+    is kept, with caps.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Ingress:
         shared: DeploymentHandle | None,
         serving: ServingConfig,
         decisions: Dataset,
+        spending: Dataset,
     ) -> None:
         clients: dict[Route, ModelClient] = {
             route: RemoteModel(ids[route], model, serving)
@@ -69,7 +71,7 @@ class Ingress:
         shared_state = None if shared is None else SharedState(shared, serving.router_timeout_s)
         self._caps: SpendCaps | None = None
         if shared is not None and serving.spend_caps is not None:
-            self._caps = SpendCaps(serving.spend_caps, SharedState(shared, ANSWER_WITHIN_S), name)
+            self._caps = SpendCaps(serving.spend_caps, SharedState(shared, ANSWER_WITHIN_S), name, spending)
         pricing = Pricing(serving.prices, self._caps)
         deployed_router = DeployedRouter(router, max_calls=serving.router_replicas.max + 1)
         self._gateway = Gateway(deployed_router, clients, ids, serving, observers, shared_state, pricing)
@@ -85,7 +87,7 @@ class Ingress:
         yield
         if self._caps is not None and telling is not None:
             telling.cancel()
-            await self._caps.tell()
+            await self._caps.close()
         await asyncio.to_thread(self._threaded.close)
         if self._log is not None:
             await asyncio.to_thread(self._log.close)

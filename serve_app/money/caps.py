@@ -8,13 +8,17 @@ it has spent its part of what was left when it last heard: the rest of each cap,
 
 import asyncio
 import contextvars
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from firewall_ray.config.money import SpendCapConfig, SpendCapsConfig
+from firewall_ray.errors import FirewallRayError
+from firewall_ray.store.dataset import Dataset
 from serve_app.errors import RequestRefused
+from serve_app.money.files import SpendingFiles
 from serve_app.money.ledger import ALL, TELL_EVERY_S, Spent, Totals
 from serve_app.money.periods import PERIODS, Period, end_of, kept, name_of
 from serve_app.recording.exchange import Exchange
@@ -23,6 +27,8 @@ from serve_app.shared.client import SharedState
 RETRY_AFTER_S = 1
 ANSWER_WITHIN_S = 2.0  # waited for once an outage, and only by those who ask just then
 NEARLY = 1 - 1e-9  # ten times nine cents are a little less than 90, or not, by the order in which they were added up
+
+logger = logging.getLogger("ray.serve")
 
 
 class Cap(NamedTuple):
@@ -42,17 +48,28 @@ class Known(NamedTuple):
 
 
 class SpendCaps:
-    """An observer of exchanges that have their cost. ingress: this replica's id, which none had before it. clock: Unix seconds."""
+    """An observer of exchanges that have their cost. ingress: this replica's id, which none had before it. spending: where what was
+    spent is kept. clock: Unix seconds.
+    """
 
-    def __init__(self, config: SpendCapsConfig, shared: SharedState, ingress: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: SpendCapsConfig,
+        shared: SharedState,
+        ingress: str,
+        spending: Dataset,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._config = config
         self._shared = shared
         self._ingress = ingress
+        self._spending = spending
         self._clock = clock
         self._own: Totals = {}
         self._known: dict[tuple[str, str], Known] = {}  # by name of the period and key
         self._num_ingresses: int | None = None  # None until the shared replica answered
         self._is_answered = True  # by one that knows all
+        self._is_heard = False
         # What the next call tells and asks: of all keys, or of these.
         self._all_keys = True
         self._keys: set[str] = set()
@@ -99,6 +116,19 @@ class SpendCaps:
         self._known = {(period, key): known for (period, key), known in self._known.items() if period in current}
         self._all_keys = True
         await self._told(())
+
+    async def close(self) -> None:
+        """Tells everything, and where nobody hears it, writes it for the next shared replica: the last requests of an application
+        that is deleted may end when its shared replica is gone.
+        """
+        await self.tell()
+        if self._is_heard:
+            return
+        told = {self._ingress: {"heard_s": 0.0, "usd": self._own}}  # long ago: nobody shall wait for this replica
+        try:
+            await asyncio.to_thread(SpendingFiles(self._spending, self._ingress).write, told)
+        except FirewallRayError as e:
+            logger.error("What was spent here, and not told any more, is lost: %s", e)
 
     # Caps ------------------------------------------------------------------------------------------------------------
 
@@ -150,6 +180,7 @@ class SpendCaps:
             period: {key: usd for key, usd in by_key.items() if keys is None or key in keys} for period, by_key in self._own.items()
         }
         answer: Spent | None = await self._shared.ask("settle", self._ingress, told, keys)
+        self._is_heard = answer is not None
         self._is_answered = answer is not None and answer.is_complete
         # Of an answer that lacks something, parts would be taken again and again of what others have spent already; but for a
         # replica that knows nothing it is better than nothing.

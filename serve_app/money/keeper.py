@@ -10,18 +10,18 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from uuid import uuid4
 
 from firewall_ray.errors import FirewallRayError
-from firewall_ray.store.dataset import Dataset, storage_errors
+from firewall_ray.store.dataset import Dataset
+from serve_app.money.files import SpendingFiles
 from serve_app.money.ledger import ALL, Ledger, Spent
-from serve_app.money.periods import PERIODS, name_of
+from serve_app.money.periods import PERIODS
 
 SAVE_EVERY_S = 1.0
 READ_OTHERS_EVERY_S = 30.0
-ENDING = ".json"
 
 Record = Callable[[str, float, dict[str, str]], None]
 
@@ -32,11 +32,9 @@ class LedgerKeeper:
     """dataset: the folder. record: of metrics. clock: Unix seconds."""
 
     def __init__(self, dataset: Dataset, record: Record, clock: Callable[[], float] = time.time) -> None:
-        self._dataset = dataset
         self._record = record
-        self._clock = clock
         self._ledger = Ledger(clock)
-        self._file = f"{uuid4().hex[:12]}{ENDING}"
+        self._files = SpendingFiles(dataset, uuid4().hex[:12])
         self._loaded = asyncio.Event()
         self._saved_version = 0
         self._writing = threading.Lock()
@@ -74,12 +72,12 @@ class LedgerKeeper:
                     await self._load()
                     read_s = began
                 if began - read_s >= READ_OTHERS_EVERY_S:
-                    self._merge(await asyncio.to_thread(self._read_others))
+                    self._merge(await asyncio.to_thread(self._files.read_others))
                     read_s = began
                 if self._ledger.version != self._saved_version:
                     await self._save()
                 is_failing = False
-            except FirewallRayError as e:
+            except Exception as e:  # whatever befell it, it must go on
                 if not is_failing:  # once an outage
                     logger.error("What was spent cannot be kept under ROOT; tried again until it can: %s", e)
                 is_failing = True
@@ -89,44 +87,31 @@ class LedgerKeeper:
 
     async def _load(self) -> None:
         """Also makes one file of those that there are."""
-        others = await asyncio.to_thread(self._read_others)
+        others = await asyncio.to_thread(self._files.read_others)
         self._merge(others, awaits=True)
         self._loaded.set()
         if others:
             await self._save()
-            await asyncio.to_thread(self._delete, others)
+            await asyncio.to_thread(self._files.delete, others)
 
     def _merge(self, others: Mapping[str, Any], *, awaits: bool = False) -> None:
-        for saved in others.values():
-            self._ledger.merge(saved, awaits=awaits)
+        for told in others.values():
+            self._ledger.merge(told, awaits=awaits)
 
     async def _save(self) -> None:
         # Taken here, where nobody adds to it meanwhile; written in a thread, for which nobody waits.
-        version, content = self._ledger.version, self._ledger.saved()
-        await asyncio.to_thread(self._write, version, content)
+        version, told = self._ledger.version, self._ledger.saved()
+        await asyncio.to_thread(self._write, version, told)
 
-    # Storage, in threads ---------------------------------------------------------------------------------------------
-
-    def _read_others(self) -> dict[str, Any]:
-        """By name, what other shared replicas saved."""
-        names = (path.removeprefix(f"{self._dataset.path}/") for path in self._dataset.files())
-        return {name: self._dataset.read_json(name) for name in names if name.endswith(ENDING) and name != self._file}
-
-    def _write(self, version: int, content: Mapping[str, Any]) -> None:
-        with self._writing, storage_errors(f"write {self._dataset.path}"):
+    def _write(self, version: int, told: Mapping[str, Any]) -> None:
+        """In a thread; at the end, not."""
+        with self._writing:
             if version < self._saved_version:  # at the end: what is later was faster
                 return
-            self._dataset.filesystem.create_dir(self._dataset.path, recursive=True)
-            self._dataset.write_json(self._file, content)
+            self._files.write(told)
             self._saved_version = version
 
-    def _delete(self, names: Iterable[str]) -> None:
-        with storage_errors(f"delete files of {self._dataset.path}"):
-            for name in names:
-                self._dataset.filesystem.delete_file(f"{self._dataset.path}/{name}")
-
     def _record_spent(self) -> None:
-        now, spent = self._clock(), self._ledger.spent().usd
-        for period in PERIODS:
-            for key, usd in {ALL: 0.0, **spent[name_of(period, now)]}.items():
+        for period, by_key in zip(PERIODS, self._ledger.spent().usd.values(), strict=True):
+            for key, usd in {ALL: 0.0, **by_key}.items():
                 self._record("firewall_spent_usd", usd, {"key": key, "period": period})

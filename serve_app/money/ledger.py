@@ -66,23 +66,24 @@ class Ledger:
         return Spent(usd, not self._awaited, len(here | self._awaited))
 
     def saved(self) -> dict[str, Any]:
-        """A copy as JSON, for `merge`. Forgets the periods that are over."""
+        """A copy as JSON, by ingress replica, for `merge`. Forgets the periods that are over."""
         current = kept(self._clock())
         told = {i: {period: by_key for period, by_key in totals.items() if period in current} for i, totals in self._told.items()}
         self._told = {ingress: totals for ingress, totals in told.items() if totals}
         self._sums = {period: by_key for period, by_key in self._sums.items() if period in current}
         return {
-            "told": {
-                ingress: {"heard_s": self._heard_s.get(ingress, 0.0), "usd": {p: dict(by_key) for p, by_key in totals.items()}}
-                for ingress, totals in self._told.items()
+            ingress: {
+                "heard_s": self._heard_s.get(ingress, 0.0),
+                "usd": {period: dict(by_key) for period, by_key in totals.items()},
             }
+            for ingress, totals in self._told.items()
         }
 
-    def merge(self, saved: Mapping[str, Any], *, awaits: bool = False) -> None:
+    def merge(self, others: Mapping[str, Any], *, awaits: bool = False) -> None:
         """What another shared replica has saved. awaits: answers are incomplete until those that told it lately have told all."""
         current, now = kept(self._clock()), self._clock()
-        last_s = max((told["heard_s"] for told in saved["told"].values()), default=0.0)
-        for ingress, told in saved["told"].items():
+        last_s = max((told["heard_s"] for told in others.values()), default=0.0)
+        for ingress, told in others.items():
             self._take(ingress, {period: by_key for period, by_key in told["usd"].items() if period in current})
             self._heard_s[ingress] = max(told["heard_s"], self._heard_s.get(ingress, 0.0))
             if awaits and now - last_s <= LATELY_S and last_s - told["heard_s"] <= HERE_S:

@@ -119,7 +119,9 @@ class Fakes:
         self.serving = ServingConfig.model_validate({"api_keys": "disabled", **serving})
         self.counters = LiveCounters(is_priced=bool(self.serving.prices))
         observers = [self.recorder, self.counters]
-        self.caps = SpendCaps(self.serving.spend_caps, shared, f"ingress-{uuid4().hex}") if self.serving.spend_caps else None
+        self.caps: SpendCaps | None = None
+        if self.serving.spend_caps is not None:
+            self.caps = SpendCaps(self.serving.spend_caps, shared, f"ingress-{uuid4().hex}", shared.dataset)
         pricing = Pricing(self.serving.prices, self.caps)
         models = {"weak": self.weak, "strong": self.strong}
         self.gateway = Gateway(self.router, models, IDS, self.serving, observers, shared, pricing)

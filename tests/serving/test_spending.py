@@ -86,9 +86,7 @@ def test_a_spend_cap_holds_over_ingress_replicas_a_killed_shared_replica_and_ano
 
     (killed,) = shared_actors()
     ray.kill(ray.get_actor(killed, namespace="serve"))
-    assert ask(url).status_code == 429
-    wait_until(lambda: shared_actors() - {killed}, "there is another shared replica")
     assert {ask(url).status_code for _ in range(4)} == {429}
-
-    serve.delete("spending")
-    assert {ask(deploy()).status_code for _ in range(4)} == {429}
+    serve.delete("spending")  # whether there is another one or not
+    url = deploy()
+    assert {ask(url).status_code for _ in range(4)} == {429}

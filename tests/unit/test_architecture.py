@@ -141,7 +141,7 @@ SERVE_PROCESSES = {
     "models.replica": {"models.answers", "models.chats", "models.gpu_time", "errors"},
     "shared.replica": {
         *("routing.conversations", "routing.request", "routing.decision", "shared.client", "errors"),
-        *("money.keeper", "money.ledger", "money.periods", "metrics"),
+        *("money.keeper", "money.files", "money.ledger", "money.periods", "metrics"),
     },
 }
 NOT_IN_THE_INGRESS = {

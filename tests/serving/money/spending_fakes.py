@@ -111,7 +111,7 @@ class Ingress(Fakes):
         """As the lifespan ends it."""
         assert self._telling is not None
         self._telling.cancel()
-        await self.spending.tell()
+        await self.spending.close()
 
     async def ask(self, key: str = "ann", usd: int = 1, path: str = "chat/completions", **options: Any) -> Answer:
         """Straight through ASGI, as a client library would take longer than all else."""

@@ -58,7 +58,7 @@ def test_sums_are_by_key_and_period_and_old_periods_are_forgotten() -> None:
     assert ledger.spent(["bob"]).usd == {DAY: {"bob": 0.0}, MONTH: {"bob": 0.0}}
     now += 24 * 3_600
     assert ledger.spent().usd == {"2026-11-28": {}, MONTH: {"ann": 10.0, ALL: 30.0}}
-    assert [list(told["usd"]) for told in ledger.saved()["told"].values()] == [[MONTH]]
+    assert [list(told["usd"]) for told in ledger.saved().values()] == [[MONTH]]
 
 
 def test_who_told_nothing_for_a_while_is_not_counted_among_the_ingress_replicas() -> None:

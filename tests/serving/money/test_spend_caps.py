@@ -184,6 +184,23 @@ def test_a_shared_replica_that_was_killed_before_it_saved_hears_all_again(tmp_pa
     run(test())
 
 
+def test_what_ends_when_the_shared_replica_is_gone_is_known_to_the_next(tmp_path: Path) -> None:
+    """As when an application is deleted: its ingress replicas still answer what is in flight, the shared one has nothing to do."""
+
+    async def test() -> None:
+        shared = Shared(tmp_path)
+        async with Ingress(shared, per_key={"month": 5}) as ingress:
+            await ingress.ask(usd=2)
+            shared.stop()
+            await ingress.ask(usd=3)
+        shared.start()
+        async with Ingress(shared, per_key={"month": 5}) as ingress:
+            assert refusal(await ingress.ask())[1] == "spend_cap_reached"
+        assert shared.spent_usd() == 5
+
+    run(test())
+
+
 def test_while_nobody_answers_each_ingress_replica_spends_its_part_of_what_was_left(tmp_path: Path) -> None:
     """Of 20 dollars 4 are spent: each of two may spend until it has spent 8 more."""
 
