@@ -166,6 +166,7 @@ DECISIONS = pa.schema(
         pa.field("first_byte_s", pa.float64()),  # to the model's first byte,
         pa.field("total_s", pa.float64()),  # and to the last
         pa.field("key_name", pa.string()),  # who asked, as the config calls the API key
+        optional("cost_usd", pa.float64()),  # of the answer, by serving.prices; estimated where it was not seen to its end
         pa.field("text", pa.string()),  # what the router read, before its template; null unless decision_log.keep_text
     ]
 )

@@ -12,6 +12,7 @@ from ray.serve.deployment import Application
 from ray.serve.llm import build_llm_deployment
 
 from firewall_ray.config.models import OpenAIModelConfig
+from firewall_ray.config.money import PriceConfig
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.config.serving import Route
 from firewall_ray.engines.prompt_choice import prompt_format
@@ -90,19 +91,25 @@ def compose(config: RunConfig) -> Application:
     return deployment.bind(
         router=router_deployment(config, store, name, (weak, strong)),
         ids=ids,
-        models={route: _model(config, key, prompts[key]) for route, key in ids.items()},
-        shared=shared_deployment(serving),
+        models={route: _model(config, key, prompts[key], serving.prices.get(route)) for route, key in ids.items()},
+        shared=shared_deployment(serving, store.spending()),
         serving=serving,
         decisions=store.decisions(),
+        spending=store.spending(),
     )
 
 
-def _model(config: RunConfig, key: str, prompt: PromptFormat) -> Application | OpenAIModelConfig:
-    """A deployment of its own, or the server elsewhere that has it. Raises ConfigError for a key that the router answers to."""
+def _model(config: RunConfig, key: str, prompt: PromptFormat, price: PriceConfig | None) -> Application | OpenAIModelConfig:
+    """A deployment of its own, or the server elsewhere that has it.
+
+    Raises ConfigError for a key that the router answers to, and for a price that can't be one.
+    """
     if is_reserved(key):
         raise ConfigError(f"models.{key}: clients reach the router as {FIREWALL} and {FIREWALL}-0.3; give the model another key.")
     model = config.models[key]
     if isinstance(model, OpenAIModelConfig):
+        if price is not None and price.gpu_second is not None:
+            raise ConfigError(f"models.{key} is elsewhere, where no GPU is timed: give its price by tokens, prompt and completion.")
         if not prompt.is_chat:
             words = (
                 "models.%s was sampled with raw prompts; chats to it are put into its server's own chat template, if it has one."
@@ -110,6 +117,8 @@ def _model(config: RunConfig, key: str, prompt: PromptFormat) -> Application | O
             logger.warning(words, key)
         return model
     arguments, chats = as_sampled(prompt, config.sampling)
+    if price is not None and price.cached_prompt is not None:
+        arguments |= {"enable_prompt_tokens_details": True}  # else vLLM says nothing of its cache
     # Where there is one replica, or conversations are not kept, Serve's own choice is the better one: it looks at the queues.
     sticky = config.serving.sticky and model.replicas.max > 1
     served = llm_config(key, model, config.serving.node_resources, arguments, sticky=sticky)

@@ -20,6 +20,7 @@ from serve_app.events import Events
 from serve_app.models.answers import Answer, Endpoint, EngineCrashed, ModelUnavailable
 from serve_app.models.client import ModelClient
 from serve_app.models.token_ids import texts_of_ids
+from serve_app.money.pricing import Pricing
 from serve_app.recording.exchange import Exchange, Observer
 from serve_app.routing.client import RouterClient
 from serve_app.routing.conversations import HEADER, Conversation, KnownConversations, conversation_of, first_turn
@@ -58,12 +59,14 @@ class Gateway:
         serving: ServingConfig,
         observers: Sequence[Observer] = (),
         shared: SharedState | None = None,
+        pricing: Pricing | None = None,
     ) -> None:
         self._router = router
         self._models = models
         self.ids = ids
         self._serving = serving
-        self._observers = observers
+        self._pricing = pricing or Pricing(serving.prices)
+        self._observers = [self._pricing, *observers]  # first, for what an exchange cost is for the others to read
         self._fail_open: Route = serving.shadow or serving.fail_open
         self._conversations = KnownConversations(shared)
         self._work = WorkInFlight(serving)
@@ -92,7 +95,9 @@ class Gateway:
         return response
 
     async def _answer(self, exchange: Exchange, request: Request) -> Response:
+        await self._pricing.admit(exchange.key_name)
         body = await request.body()
+        exchange.num_bytes = len(body)
         parsed = parsed_object(body)
         streams = exchange.streams = wants_stream(parsed)
         options = routing_options(parsed.get("model"), request.headers, self.ids)
@@ -120,7 +125,7 @@ class Gateway:
             headers |= {"x-firewall-route": exchange.answered_by, "x-firewall-fallback": str(exchange.fallback)}
         # Also where a stream was asked for, when the model refuses the body.
         if isinstance(answer.body, bytes):
-            return Response(answer.body, answer.status, headers, answer.media_type)
+            return Response(answer.body, answer.status, headers | self._pricing.headers(exchange), answer.media_type)
 
         exchange.status = CLIENT_LEFT  # until the last chunk came
 

@@ -69,11 +69,28 @@ METRICS: dict[str, Metric] = {
     "firewall_strong_calls_avoided": Metric(
         "counter", (), "Requests that the weak model answered because a score said that it can."
     ),
+    "firewall_cost_usd": Metric(
+        "counter",
+        ("endpoint", "route", "key"),
+        "US dollars that answers cost by serving.prices. route: the model that answered, or was to when the client left.",
+    ),
     "firewall_estimated_saving_usd": Metric(
         "counter",
-        (),
-        "US dollars that these saved: the weak answer's tokens at the strong price less those at the weak. Needs serving.prices; "
-        "an answer that is dearer at the weak price counts as 0.",
+        ("key",),
+        "US dollars that these saved: the weak answer's tokens at the strong price less its cost. Needs serving.prices; an answer "
+        "that is dearer at the weak price counts as 0.",
+    ),
+    "firewall_saved_usd_per_1000_requests": Metric(
+        "gauge",
+        ("bound",),
+        "US dollars saved against the strong model for all, per 1,000 requests that a score decided, of this replica since it "
+        "started. bound: value, and low and high of its 95% interval.",
+    ),
+    "firewall_spent_usd": Metric(
+        "gauge",
+        ("key", "period"),
+        "Under serving.spend_caps, US dollars spent in this day or month (UTC; period) over all ingress replicas. key: name of the "
+        "API key, * for all requests together.",
     ),
     "firewall_fallbacks": Metric(
         "counter", ("from", "to", "cause"), "Requests whose chosen model gave no answer. to: none where the other gave none either."

@@ -101,6 +101,22 @@ ROWS: dict[str, list[Panel]] = {
             kind="stat",
         ),
         Panel(
+            "US dollars an hour",
+            "currencyUSD",
+            {"{{route}}": "3600 * sum by (route) (rate(ray_firewall_cost_usd_total[$__rate_interval]))"},
+            "By the model that was paid. Needs serving.prices.",
+        ),
+        Panel(
+            "US dollars per 1,000 requests",
+            "currencyUSD",
+            {
+                "cost": "1000 * sum(rate(ray_firewall_cost_usd_total[$__rate_interval])) "
+                '/ sum(rate(ray_firewall_requests_total{status="200"}[$__rate_interval]))',
+                "saved, {{bound}}": "avg by (bound) (ray_firewall_saved_usd_per_1000_requests)",
+            },
+            "Saved against the strong model for all, of each ingress replica since it started, with its 95% interval.",
+        ),
+        Panel(
             "Healthy replicas",
             "short",
             {"{{deployment}}": "sum by (deployment) (ray_serve_deployment_replica_healthy)"},

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from firewall_ray.config.base import HIDDEN, LabelDesign, Name, NodeGroupConfig, Positive, ReplicasConfig, Strict
+from firewall_ray.config.money import PriceConfig, SpendCapsConfig
 
 Route = Literal["weak", "strong"]
 
@@ -34,21 +35,6 @@ class DecisionLogConfig(Strict):
     keep_text: bool = Field(False, description="Write what the router read beside its hash. Prompts are personal data.")
     rows_per_file: Positive = Field(10_000, description="A file is finished after so many rows,")
     seconds_per_file: float = Field(60, gt=0, description="or after this long. A killed replica loses at most that much.")
-
-
-class PriceConfig(Strict):
-    """US dollars per million tokens: a bought model's list price, or what your GPUs cost divided by their throughput."""
-
-    prompt: float = Field(ge=0)
-    completion: float = Field(ge=0)
-
-    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Of one answer.
-
-        >>> PriceConfig(prompt=2.0, completion=8.0).cost_usd(1_000, 500)
-        0.006
-        """
-        return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6
 
 
 class ServingConfig(NodeGroupConfig):
@@ -146,14 +132,32 @@ class ServingConfig(NodeGroupConfig):
 
     # What is recorded
     decision_log: DecisionLogConfig | None = Field(None, description="None: nothing is written.")
+
+    # Money
     prices: dict[Route, PriceConfig] = Field(
-        default_factory=dict,
-        description="Of both models, for the estimated cost of the strong calls avoided. Empty: calls are only counted.",
+        default_factory=dict, description="Of both models. Empty: nothing is priced, and strong calls avoided are only counted."
     )
+    spend_caps: SpendCapsConfig | None = Field(None, description="None: whoever may call may spend. Needs prices.")
 
     @model_validator(mode="after")
     def _prices_of_both_or_none(self) -> "ServingConfig":
         if len(self.prices) == 1:
             (priced,) = self.prices
             raise ValueError(f"prices: only the {priced} model has one; a saving needs both. Give both, or leave prices out.")
+        return self
+
+    @model_validator(mode="after")
+    def _caps_can_be_held(self) -> "ServingConfig":
+        caps = self.spend_caps
+        if caps is None:
+            return self
+        if not self.prices:
+            raise ValueError("spend_caps: without prices nobody knows what is spent. Set prices too.")
+        names = {key.name for key in self.api_keys} if isinstance(self.api_keys, list) else set[str]()
+        if unknown := sorted(caps.keys.keys() - names):
+            raise ValueError(
+                f"spend_caps.keys: no API key has the name {unknown[0]}. There are: {', '.join(sorted(names)) or 'none'}."
+            )
+        if not names and (caps.per_key.day, caps.per_key.month) != (None, None):
+            raise ValueError("spend_caps.per_key: there are no API keys (api_keys). Set spend_caps.all, or make keys.")
         return self

@@ -65,6 +65,10 @@ class ArtifactStore:
         """The serving application's decision log. It grows file by file and is never finished, so it has no manifest."""
         return self._dataset("decisions", "decisions", DECISIONS, "python -m serve_app")
 
+    def spending(self) -> Dataset:
+        """What was spent under `serving.spend_caps`: JSON, a file of each shared replica that there was lately. No manifest."""
+        return self._dataset("spending", "spending", pa.schema([]), "python -m serve_app")
+
     def _dataset(self, kind: str, folder: str, schema: pa.Schema, made_by: str) -> Dataset:
         return Dataset(kind, f"{self.base}/{folder}", self.filesystem, schema, made_by)
 

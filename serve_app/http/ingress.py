@@ -29,6 +29,8 @@ from serve_app.http.without_chunks import WithoutChunks
 from serve_app.logs import warnings_at_once
 from serve_app.models.client import DeployedModel, ModelClient
 from serve_app.models.remote import RemoteModel
+from serve_app.money.caps import ANSWER_WITHIN_S, SpendCaps
+from serve_app.money.pricing import Pricing
 from serve_app.recording.counters import LiveCounters
 from serve_app.recording.decision_log import DecisionLog
 from serve_app.recording.exchange import Observer
@@ -41,7 +43,8 @@ from serve_app.shared.client import SharedState
 
 class Ingress:
     """ids: what clients call the models. models: of each, its deployment's handle or the server that has it. decisions: where
-    the decision log goes, if `serving` wants one. shared: what several ingress replicas know together.
+    the decision log goes, if `serving` wants one. spending: where what was spent is kept, with caps. shared: what all ingress
+    replicas know together.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Ingress:
         models: Mapping[Route, DeploymentHandle | OpenAIModelConfig],
         serving: ServingConfig,
         decisions: Dataset,
+        spending: Dataset,
         shared: DeploymentHandle | None = None,
     ) -> None:
         warnings_at_once()
@@ -60,10 +64,10 @@ class Ingress:
             else DeployedModel(ids[route], model, serving)
             for route, model in models.items()
         }
-        self._telemetry = telemetry = Telemetry(serving.prices)
+        self._telemetry = telemetry = Telemetry()
+        name = serve.get_replica_context().replica_id.unique_id
         # By its name the page sees that it is talking to another replica, which counts for itself.
-        replica = serve.get_replica_context().replica_id.unique_id
-        self._counters = LiveCounters(serving.prices, replica)
+        self._counters = LiveCounters(is_priced=bool(serving.prices), replica=name)
         self._threaded = ThreadedObserver(telemetry)
         # The counters stay in the event loop, which alone reads them; Ray's metrics would stop it (threaded.py).
         observers: list[Observer] = [self._threaded, self._counters]
@@ -72,9 +76,13 @@ class Ingress:
             self._log = DecisionLog(decisions, serving.decision_log, telemetry.logged)
             observers.append(self._log)
         shared_state = None if shared is None else SharedState(shared, serving.router_timeout_s)
+        self._caps: SpendCaps | None = None
+        if shared is not None and serving.spend_caps is not None:
+            self._caps = SpendCaps(serving.spend_caps, SharedState(shared, ANSWER_WITHIN_S), name, spending)
+        pricing = Pricing(serving.prices, self._caps)
         deployed_router = DeployedRouter(router, max_calls=serving.router_replicas.max + 1)
-        self._gateway = Gateway(deployed_router, clients, ids, serving, observers, shared_state)
-        self._places = KeyPlaces(serving.max_in_flight_per_key, shared_state, replica)
+        self._gateway = Gateway(deployed_router, clients, ids, serving, observers, shared_state, pricing)
+        self._places = KeyPlaces(serving.max_in_flight_per_key, shared_state, name)
         self._serving = serving
 
     async def __serve_build_asgi_app__(self) -> Starlette:
@@ -83,9 +91,14 @@ class Ingress:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Serve ends it once the replica's last request is answered, and waits for it."""
-        telling = asyncio.create_task(self._places.tell_forever())
+        telling = [asyncio.create_task(self._places.tell_forever())]
+        if self._caps is not None:
+            telling.append(asyncio.create_task(self._caps.tell_forever()))
         yield
-        telling.cancel()
+        for each in telling:
+            each.cancel()
+        if self._caps is not None:
+            await self._caps.close()
         await asyncio.to_thread(self._threaded.close)
         if self._log is not None:
             await asyncio.to_thread(self._log.close)
@@ -131,7 +144,7 @@ def asgi_app(
         return JSONResponse(_model_card(model_id))
 
     async def stats(request: Request) -> Response:
-        return JSONResponse(counters.snapshot())
+        return JSONResponse(counters.snapshot(request.scope.get("state", {}).get("key_name")))
 
     readiness = Readiness(gateway.checks())
     the_page = page_response(serving.examples)  # read and hashed once, not at each visit

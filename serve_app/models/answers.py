@@ -3,9 +3,9 @@
 `WholeAnswer`, `StreamPart` and `Usage` cross from a model replica to the ingress; `Answer` is what the ingress sends on.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Endpoint = Literal["chat", "completions"]  # and so are vLLM's methods called in ray.serve.llm
 
@@ -16,10 +16,20 @@ Unavailable = Literal["dead", "overloaded", "timeout", "failed", "crashed"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one answer, as the model's server counted them."""
+    """Tokens of one answer, as the model's server counted them. cached_tokens: of the prompt's, found in its cache. gpu_s: seconds
+    of one of its GPUs, of those that it shares with other answers its part; 0 where that is not known.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    gpu_s: float = 0.0
+
+
+def usage_of(counted: Mapping[str, Any], gpu_s: float = 0.0) -> Usage:
+    """Of what OpenAI-compatible servers call `usage`, some of which leave things out."""
+    details = counted.get("prompt_tokens_details") or {}
+    return Usage(counted.get("prompt_tokens") or 0, counted.get("completion_tokens") or 0, details.get("cached_tokens") or 0, gpu_s)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from firewall_ray.config.serving import ServingConfig
 from firewall_ray.engines.openai import api_key
 from firewall_ray.engines.prompt_choice import prompt_format
 from serve_app.errors import error_body
-from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, Unavailable, Usage
+from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, Unavailable, Usage, usage_of
 from serve_app.models.breaker import Breaker
 from serve_app.models.chats import chat_defaults
 from serve_app.models.event_stream import event_data
@@ -215,7 +215,7 @@ def _retry_after_s(header: str | None) -> float:
 
 def _usage_of(parsed: dict[str, Any]) -> Usage | None:
     usage = parsed.get("usage")
-    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0) if isinstance(usage, dict) else None
+    return usage_of(usage) if isinstance(usage, dict) else None
 
 
 def _their_error(status: int, body: bytes) -> bytes:

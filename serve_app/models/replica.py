@@ -7,8 +7,9 @@ not stream. docs/serving.md says what that gained.
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -29,9 +30,10 @@ from firewall_ray.engines.orphans import core_ends_with_actor
 from serve_app.crossing import only_plain_errors
 from serve_app.errors import error_body, first_problem
 from serve_app.logs import warnings_at_once
-from serve_app.models.answers import Endpoint, StreamPart, Usage, WholeAnswer
+from serve_app.models.answers import Endpoint, StreamPart, WholeAnswer, usage_of
 from serve_app.models.chats import ChatDefaults
 from serve_app.models.engine import EngineGuard
+from serve_app.models.gpu_time import GpuTime
 
 logger = logging.getLogger("ray.serve")
 
@@ -74,6 +76,8 @@ class ModelServer(LLMServer):
         self._chats = chats
         self._stall_s = stall_s
         self._problem: str | None = None
+        sizes = (llm_config.engine_kwargs.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+        self._gpu_time = GpuTime(math.prod(sizes))
         await super().__init__(llm_config)
 
     async def start(self) -> None:
@@ -113,16 +117,21 @@ class ModelServer(LLMServer):
     async def answer(self, endpoint: Endpoint, body: bytes) -> WholeAnswer:
         """The whole answer to a request that does not stream; a 4xx to a body that the model does not take."""
         began = time.perf_counter()
-        with only_plain_errors():
+        with only_plain_errors(), self._gpu_time.answering() as gpu_s:
             try:
                 (response,), _ = await self._begun(endpoint, from_json(body), began)
             except Refused as e:
                 return e.answer
-            usage = Usage(response.usage.prompt_tokens, response.usage.completion_tokens or 0)
+            usage = usage_of(response.usage.model_dump(), gpu_s())
             return WholeAnswer(200, to_json(response), usage, _since(began))
 
     async def stream(self, endpoint: Endpoint, body: bytes) -> AsyncIterator[WholeAnswer | StreamPart]:
         """Server-sent events, one part with the usage among them; or one WholeAnswer, a 4xx."""
+        with self._gpu_time.answering() as gpu_s:
+            async for part in self._parts(endpoint, body, gpu_s):
+                yield part
+
+    async def _parts(self, endpoint: Endpoint, body: bytes, gpu_s: Callable[[], float]) -> AsyncIterator[WholeAnswer | StreamPart]:
         began = time.perf_counter()
         parsed = from_json(body)
         options = parsed.get("stream_options")
@@ -146,7 +155,7 @@ class ModelServer(LLMServer):
                         self._guard.blame()
                         raise RuntimeError("the engine failed in the middle of its answer")
                     if NO_CHOICES in event:
-                        usage = _usage_of(event)
+                        usage = usage_of(from_json(event.removeprefix("data: "))["usage"], gpu_s())
                 chunk = "".join(event for event in batch if usage_is_wanted or NO_CHOICES not in event)
                 yield StreamPart(chunk.encode(), usage=usage)
 
@@ -258,8 +267,3 @@ def _error_of(first: Any) -> ErrorInfo | None:
         return first.error
     refused = isinstance(first, str) and first.startswith(ERROR)
     return ErrorInfo.model_validate(from_json(first.removeprefix("data: "))["error"]) if refused else None
-
-
-def _usage_of(event: str) -> Usage:
-    counted = from_json(event.removeprefix("data: "))["usage"]
-    return Usage(counted["prompt_tokens"], counted["completion_tokens"])

@@ -5,10 +5,11 @@ Runs in the ingress' event loop, which alone writes and reads. Ray's metrics hav
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from firewall_ray.config.serving import PriceConfig, Route
+from firewall_ray.config.serving import Route
+from serve_app.money.balance import Balance
 from serve_app.recording.exchange import Exchange
 from serve_app.recording.fractions import RecentFractions
 
@@ -17,10 +18,9 @@ ROUTES: tuple[Route, ...] = ("weak", "strong")
 
 
 class LiveCounters:
-    """An observer. prices: of both models, for the estimated saving. replica: the name that the snapshot carries."""
+    """An observer. is_priced: there are prices. replica: the name that the snapshot carries."""
 
-    def __init__(self, prices: Mapping[Route, PriceConfig], replica: str = "local") -> None:
-        self._prices = prices
+    def __init__(self, *, is_priced: bool = False, replica: str = "local") -> None:
         self._replica = replica
         self._began = time.time()
         self._num_requests = 0
@@ -31,6 +31,7 @@ class LiveCounters:
         self._num_fallbacks = 0
         self._num_avoided = 0
         self._saving_usd = 0.0
+        self._balance = Balance() if is_priced else None
         # All of them from the beginning, so that the page need not ask whether there is one.
         self._tokens: dict[Route, Counter[str]] = {route: Counter(prompt=0, completion=0) for route in ROUTES}
         self._fractions = RecentFractions()
@@ -58,11 +59,14 @@ class LiveCounters:
                 self._total_s.append(exchange.total_s)
         if exchange.avoided_strong_call:
             self._num_avoided += 1
-            self._saving_usd += exchange.saving_usd(self._prices)
+            self._saving_usd += exchange.saved_usd or 0.0
+        if self._balance is not None:
+            self._balance.add(exchange)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self, key_name: str | None = None) -> dict[str, Any]:
         """JSON. Counts since `since` (Unix seconds); fractions and latencies (seconds) over the last 1,000 requests they
-        are known of, None before the first. by_route: who answered. routed: a score decided, chosen: what it said.
+        are known of, None before the first. by_route: who answered. routed: a score decided, chosen: what it said. money: None
+        without prices. key_name: of who asks.
         """
         return {
             "replica": self._replica,
@@ -77,7 +81,8 @@ class LiveCounters:
             "target_strong_fraction": self._fractions.target,
             "fallbacks": self._num_fallbacks,
             "strong_calls_avoided": self._num_avoided,
-            "estimated_saving_usd": self._saving_usd if self._prices else None,
+            "estimated_saving_usd": None if self._balance is None else self._saving_usd,
+            "money": None if self._balance is None else self._balance.snapshot(key_name),
             "tokens": {route: dict(counts) for route, counts in self._tokens.items()},
             "latency_s": _percentiles(self._total_s),
             "router_s": _percentiles(self._router_s),

@@ -4,11 +4,10 @@ Made and filled in on ingress replicas, in the event loop; observers in other th
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from firewall_ray.config.serving import PriceConfig, Route
+from firewall_ray.config.serving import Route
 from serve_app.models.answers import Endpoint, Unavailable, Usage
 from serve_app.routing.decision import Decision
 
@@ -22,6 +21,7 @@ class Exchange:
     answered_by: the model that answered; not decision.route after a fallback, whose cause is `fallback`.
     work: tokens that it may come to, for which it was let in (work.py).
     first_byte_s: from arrival to the model's first byte. model_s: of that, in the model's replica.
+    num_bytes: of the request. cost_usd, saved_usd: see `serve_app/money/pricing.py`; saved_usd where a score decided, in force.
     """
 
     endpoint: Endpoint
@@ -39,6 +39,9 @@ class Exchange:
     total_s: float | None = None
     usage: Usage | None = None
     client_left: bool = False
+    num_bytes: int = 0
+    cost_usd: float | None = None
+    saved_usd: float | None = None
     began_at: float = field(default_factory=time.time)  # wall clock, for the log
     _began: float = field(default_factory=time.perf_counter)  # a wall clock may be set back
 
@@ -66,21 +69,25 @@ class Exchange:
         return max(0.0, self.first_byte_s - self.router_s - self.model_s)
 
     @property
+    def asked(self) -> Route | None:
+        """The model that answered, else the one that was to; None before the decision."""
+        return self.answered_by or (None if self.decision is None else self.decision.route)
+
+    @property
+    def model_seconds(self) -> float:
+        """From the decision to the last byte, or to now."""
+        return (self.elapsed_s() if self.total_s is None else self.total_s) - (self.router_s or 0.0)
+
+    @property
+    def is_as_scored(self) -> bool:
+        """Whether a score decided who answers, and that came to its end."""
+        in_force = self.decision is not None and self.decision.reason in ("score", "sticky")  # not only recorded, as in shadow mode
+        return in_force and self.answered_by is not None and self.status == 200
+
+    @property
     def avoided_strong_call(self) -> bool:
         """Whether the weak model answered, to the end, because a score said that it can."""
-        in_force = self.decision is not None and self.decision.reason in ("score", "sticky")  # not only recorded, as in shadow mode
-        return in_force and self.decided == "weak" and self.answered_by == "weak" and self.status == 200
-
-    def saving_usd(self, prices: Mapping[Route, PriceConfig]) -> float:
-        """What an avoided strong call saved: the tokens of the weak answer at the strong price less those at the weak one.
-
-        An estimate, since the strong model's answer would have had another length. 0 without prices.
-        """
-        if not self.avoided_strong_call or self.usage is None or not prices:
-            return 0.0
-        tokens = self.usage.prompt_tokens, self.usage.completion_tokens
-        # May be negative, where the prices say so; Ray's counter, which cannot fall, takes that for 0.
-        return prices["strong"].cost_usd(*tokens) - prices["weak"].cost_usd(*tokens)
+        return self.is_as_scored and self.decided == "weak" and self.answered_by == "weak"
 
 
 class Observer(Protocol):

@@ -1,10 +1,10 @@
 """What an ingress replica records in its metrics, from the exchanges that are over."""
 
-from collections.abc import Mapping
 from typing import Literal
 
-from firewall_ray.config.serving import PriceConfig, Route
+from firewall_ray.config.serving import Route
 from serve_app.metrics import RayMetrics, Record
+from serve_app.money.balance import Balance
 from serve_app.recording.exchange import Exchange
 from serve_app.recording.fractions import RecentFractions
 
@@ -12,12 +12,12 @@ NONE = "none"  # the value of a tag that has none
 
 
 class Telemetry:
-    """An observer. prices: of both models, for the estimated saving."""
+    """An observer."""
 
-    def __init__(self, prices: Mapping[Route, PriceConfig], record: Record | None = None) -> None:
-        self._prices = prices
+    def __init__(self, record: Record | None = None) -> None:
         self._record: Record = RayMetrics() if record is None else record
         self._fractions = RecentFractions()
+        self._balance = Balance()
 
     def record(self, exchange: Exchange) -> None:
         """As the protocol says."""
@@ -45,6 +45,8 @@ class Telemetry:
             self._record("firewall_client_disconnects", 1, {"endpoint": exchange.endpoint})
         if route is not None:
             self._record_answer(exchange, route)
+        if exchange.cost_usd is not None:
+            self._record_money(exchange, exchange.cost_usd)
 
     def refused(self, status: int) -> None:
         """A request that was not let in. status: HTTP."""
@@ -81,7 +83,16 @@ class Telemetry:
                 self._count("firewall_tokens", num_tokens, {**tags, "kind": kind})
         if exchange.avoided_strong_call:
             self._count("firewall_strong_calls_avoided", 1, {})
-            self._count("firewall_estimated_saving_usd", exchange.saving_usd(self._prices), {})
+
+    def _record_money(self, exchange: Exchange, cost_usd: float) -> None:
+        tags = {"endpoint": exchange.endpoint, "route": exchange.asked or NONE, "key": exchange.key_name or NONE}
+        self._count("firewall_cost_usd", cost_usd, tags)
+        # May be negative, where the prices say so; a counter cannot fall.
+        self._count("firewall_estimated_saving_usd", exchange.saved_usd or 0.0, {"key": exchange.key_name or NONE})
+        self._balance.add(exchange)
+        if (saved := self._balance.saved()) is not None:
+            for bound, usd in vars(saved).items():
+                self._record("firewall_saved_usd_per_1000_requests", usd, {"bound": bound})
 
     def _count(self, name: str, value: float, tags: dict[str, str]) -> None:
         """Ray's counters refuse to stay as they are."""

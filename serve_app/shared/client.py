@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ray.serve.handle import DeploymentHandle
 
-Question = Literal["recall", "claim", "enter", "leave", "tell"]  # methods of `shared.replica.SharedReplica`
+Question = Literal["recall", "claim", "enter", "leave", "tell", "settle"]  # methods of `shared.replica.SharedReplica`
 
 logger = logging.getLogger("ray.serve")
 

@@ -1,17 +1,22 @@
-"""What all ingress replicas know together: which model a conversation began with, and how much of each key is in flight.
+"""What all ingress replicas know together: the model a conversation began with, what of each key is in flight, what was spent.
 
 A deployment of one replica, with everything in memory: a call is a dictionary's work. When it dies, conversations go on where the
-ingress replicas remember them, and the places in flight are known again as soon as each ingress replica has told its own.
+ingress replicas remember them, and the places in flight are known again as soon as each ingress replica has told its own. What was
+spent is kept under ROOT (`serve_app/money/keeper.py`).
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from ray import serve
 from ray.serve.deployment import Application
 
 from firewall_ray.config.serving import ServingConfig
+from firewall_ray.store.dataset import Dataset
+from serve_app.metrics import RayMetrics
+from serve_app.money.keeper import LedgerKeeper
+from serve_app.money.ledger import Spent
 from serve_app.routing.conversations import Conversations
 from serve_app.routing.decision import Decision
 
@@ -55,11 +60,12 @@ class Places:
 
 
 class SharedReplica:
-    """The deployment. Its methods are what `shared.client.Question` names."""
+    """The deployment. Its methods are what `shared.client.Question` names. spending: where it is kept; None without caps."""
 
-    def __init__(self) -> None:
+    def __init__(self, spending: Dataset | None = None) -> None:
         self._conversations = Conversations()
         self._places = Places()
+        self._spending = None if spending is None else LedgerKeeper(spending, RayMetrics())
 
     async def recall(self, key: bytes) -> Decision | None:
         """As `Conversations.recall`."""
@@ -81,10 +87,22 @@ class SharedReplica:
         """As `Places.tell`."""
         self._places.tell(ingress, taken)
 
+    async def settle(self, ingress: str, totals: Mapping[str, Mapping[str, float]], keys: Collection[str] | None) -> Spent:
+        """As `LedgerKeeper.settle`."""
+        assert self._spending is not None
+        return await self._spending.settle(ingress, totals, keys)
 
-def shared_deployment(serving: ServingConfig) -> Application | None:
-    """None where there is nothing to share: one ingress replica alone, or neither keys nor conversations to count or keep."""
-    if serving.ingress_replicas.max == 1 or not (serving.sticky or isinstance(serving.api_keys, list)):
+    def __del__(self) -> None:  # which Serve calls, and waits for, when it stops a replica
+        if self._spending is not None:
+            self._spending.close()
+
+
+def shared_deployment(serving: ServingConfig, spending: Dataset) -> Application | None:
+    """None where there is nothing to share: no spend caps, and one ingress replica alone, or neither keys nor conversations to
+    count or keep. spending: where what was spent is kept.
+    """
+    is_alone = serving.ingress_replicas.max == 1 or not (serving.sticky or isinstance(serving.api_keys, list))
+    if is_alone and serving.spend_caps is None:
         return None
     deployment = serve.deployment(
         SharedReplica,
@@ -93,4 +111,4 @@ def shared_deployment(serving: ServingConfig) -> Application | None:
         max_ongoing_requests=MAX_ONGOING,
         ray_actor_options={"num_cpus": 0, "resources": serving.node_resources},  # microseconds a call: it needs no core of its own
     )
-    return deployment.bind()
+    return deployment.bind(None if serving.spend_caps is None else spending)

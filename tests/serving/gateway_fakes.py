@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import httpx
 from pydantic_core import from_json, to_json
@@ -13,6 +14,8 @@ from firewall_ray.tasks.base import prompt_id
 from serve_app.gateway import Gateway
 from serve_app.http.ingress import asgi_app
 from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, Unavailable, Usage
+from serve_app.money.caps import SpendCaps
+from serve_app.money.pricing import Pricing
 from serve_app.recording.counters import LiveCounters
 from serve_app.recording.exchange import Exchange
 from serve_app.routing.decision import Decision
@@ -132,9 +135,14 @@ class Fakes:
         self.weak, self.strong = model_type(IDS["weak"]), model_type(IDS["strong"])
         self.recorder = Recorder()
         self.serving = ServingConfig.model_validate({"api_keys": "disabled", "allowed_hosts": ["gateway"], **serving})
-        self.counters = LiveCounters(self.serving.prices)
+        self.counters = LiveCounters(is_priced=bool(self.serving.prices))
         observers = [self.recorder, self.counters]
-        self.gateway = Gateway(self.router, {"weak": self.weak, "strong": self.strong}, IDS, self.serving, observers, shared)
+        self.caps: SpendCaps | None = None
+        if self.serving.spend_caps is not None:
+            self.caps = SpendCaps(self.serving.spend_caps, shared, f"ingress-{uuid4().hex}", shared.dataset)
+        pricing = Pricing(self.serving.prices, self.caps)
+        models = {"weak": self.weak, "strong": self.strong}
+        self.gateway = Gateway(self.router, models, IDS, self.serving, observers, shared, pricing)
         self.refused: list[int] = []  # statuses
         self.app = asgi_app(self.gateway, self.serving, self.counters, self.refused.append)
 

@@ -145,6 +145,41 @@ def test_a_strong_model_bought_elsewhere_needs_no_deployment(tmp_path: Path) -> 
     assert models["weak"]._bound_deployment.name.startswith("ModelServer")
 
 
+def test_a_price_for_cached_tokens_has_the_engine_say_how_many_there_were(tmp_path: Path) -> None:
+    from serve_app.app import compose
+
+    write_router(ArtifactStore(str(tmp_path)), "soft_block")
+    prices = {"weak": {"prompt": 1, "completion": 2}, "strong": {"prompt": 1, "completion": 2, "cached_prompt": 0.5}}
+    config = run_config(tmp_path, serving={"api_keys": "disabled", "prices": prices})
+    models = compose(config)._bound_deployment.init_kwargs["models"]
+    says = {
+        route: model._bound_deployment.init_kwargs["llm_config"].get_engine_config().frontend_kwargs
+        for route, model in models.items()
+    }
+    assert [says[route].get("enable_prompt_tokens_details") for route in ("weak", "strong")] == [None, True]
+
+
+def test_a_model_elsewhere_has_no_price_by_the_time_of_gpus(tmp_path: Path) -> None:
+    from serve_app.app import compose
+
+    write_router(ArtifactStore(str(tmp_path)), "soft_block")
+    remote = {"engine": "openai", "base_url": "http://localhost:1/v1", "model": "strong"}
+    serving = {"api_keys": "disabled", "prices": {"weak": {"gpu_second": 1}, "strong": {"gpu_second": 1}}}
+    with pytest.raises(ConfigError, match=r"models\.strong is elsewhere"):
+        compose(run_config(tmp_path, models={"weak": CPU_MODEL, "strong": remote}, serving=serving))
+
+
+def test_with_spend_caps_even_one_ingress_replica_has_a_shared_one(tmp_path: Path) -> None:
+    from serve_app.app import compose
+
+    write_router(ArtifactStore(str(tmp_path)), "soft_block")
+    price = {"prompt": 1, "completion": 2}
+    serving = {"api_keys": "disabled", "prices": {"weak": price, "strong": price}, "spend_caps": {"all": {"day": 1}}}
+    shared = compose(run_config(tmp_path, serving=serving))._bound_deployment.init_kwargs["shared"]
+    (spending,) = shared._bound_deployment.init_args
+    assert spending.path == f"{tmp_path}/spending"
+
+
 def test_every_replica_asks_for_the_resource_of_nodes_that_may_serve(tmp_path: Path) -> None:
     from serve_app.app import compose
 

@@ -131,7 +131,7 @@ SERVE_FLOORS = (
         *("serve_settings", "metrics", "api_keys", "models.answers", "routing.decision", "shared.client"),
     ),
     ("routing", "models"),
-    ("recording", "shared", "work"),
+    ("recording", "shared", "money", "work"),
     ("gateway",),
     ("http",),
     ("app",),
@@ -144,8 +144,11 @@ SERVE_PROCESSES = {
         *("routing.budget", "routing.decision", "routing.drift", "routing.last_applied", "routing.pace", "routing.slices"),
         *("metrics", "serve_settings", "crossing", "logs"),
     },
-    "models.replica": {"models.answers", "models.chats", "models.engine", "errors", "crossing", "logs"},
-    "shared.replica": {"routing.conversations", "routing.request", "routing.decision", "shared.client", "errors"},
+    "models.replica": {"models.answers", "models.chats", "models.engine", "models.gpu_time", "errors", "crossing", "logs"},
+    "shared.replica": {
+        *("routing.conversations", "routing.request", "routing.decision", "shared.client", "errors"),
+        *("money.keeper", "money.files", "money.ledger", "money.periods", "metrics"),
+    },
 }
 NOT_IN_THE_INGRESS = {
     "app",

@@ -70,7 +70,7 @@ class Front:
         self.weak, self.recorder = FakeModel(IDS["weak"]), Recorder()
         config = ServingConfig(api_keys="disabled", allowed_hosts=["gateway"], **serving)
         gateway = Gateway(FakeRouter(default_fraction=1), {"weak": self.weak, "strong": model}, IDS, config, [self.recorder])
-        app = asgi_app(gateway, config, LiveCounters({}), lambda status: None)
+        app = asgi_app(gateway, config, LiveCounters(), lambda status: None)
         self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
         self.client = openai.AsyncOpenAI(base_url="http://localhost/v1", api_key="none", max_retries=0, http_client=self._http)
 

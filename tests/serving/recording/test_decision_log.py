@@ -115,6 +115,7 @@ def test_a_row_says_what_happened(dataset: Dataset) -> None:
         first_byte_s=0.5,
         total_s=2.0,
         usage=Usage(7, 3),
+        cost_usd=0.25,
         began_at=1_700_000_000.5,
     )
     with logging_to(dataset) as (log, _):
@@ -141,6 +142,7 @@ def test_a_row_says_what_happened(dataset: Dataset) -> None:
         "first_byte_s": 0.5,
         "total_s": 2.0,
         "key_name": "team-a",
+        "cost_usd": 0.25,
         "text": None,
     }
 

@@ -52,7 +52,7 @@ def test_the_counters_add_up() -> None:
 
 
 def test_percentiles_are_nearest_ranks_of_answers_that_came_to_their_end() -> None:
-    counters = LiveCounters({})
+    counters = LiveCounters()
     decision = Decision("weak", "requested")
     for total_s in [0.4, 0.1, 0.3, 0.2, 0.5, 0.6, 0.7, 1.0, 0.9, 0.8]:
         counters.record(Exchange("chat", decision=decision, answered_by="weak", status=200, total_s=total_s))

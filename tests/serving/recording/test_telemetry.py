@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from firewall_ray.config.serving import PriceConfig, ServingConfig
 from serve_app.metrics import METRICS, SCORE_BINS, RayMetrics, markdown_table
 from serve_app.models.answers import Usage
+from serve_app.money.pricing import Pricing
 from serve_app.recording.exchange import Exchange
 from serve_app.recording.telemetry import Telemetry
 from serve_app.routing.decision import Decision
@@ -50,12 +51,15 @@ def exchange_of(route: str = "weak", score: float | None = 0.75, reason: str = "
         "model_s": 0.25,
         "total_s": 1.0,
     }
-    return Exchange("chat", **{**usual, "usage": Usage(100, 10), **fields})
+    prices = fields.pop("prices", PRICES)
+    exchange = Exchange("chat", **{**usual, "usage": Usage(100, 10), **fields})
+    Pricing(prices).record(exchange)
+    return exchange
 
 
 def recorded(*exchanges: Exchange) -> Store:
     store = Store()
-    telemetry = Telemetry(PRICES, store)
+    telemetry = Telemetry(store)
     for exchange in exchanges:
         telemetry.record(exchange)
     return store
@@ -69,7 +73,9 @@ def test_a_routed_answer_is_counted_timed_and_priced() -> None:
         ("firewall_tokens", "weak", "completion"): 10,
         ("firewall_strong_calls_avoided",): 1,
         # 100 prompt tokens at 10 - 1 and 10 completion tokens at 30 - 2 dollars a million: 900 + 280 millionths.
-        ("firewall_estimated_saving_usd",): pytest.approx(0.00118),
+        ("firewall_estimated_saving_usd", "team-a"): pytest.approx(0.00118),
+        # 100 at 1 and 10 at 2.
+        ("firewall_cost_usd", "chat", "weak", "team-a"): pytest.approx(0.00012),
     }
     assert dict(store.observed) == {
         "firewall_router_score": [0.75],
@@ -142,9 +148,9 @@ def test_a_client_that_leaves_is_counted_and_does_not_shorten_the_total() -> Non
 
 def test_a_dearer_weak_model_saves_nothing_and_breaks_nothing() -> None:
     store = Store()
-    Telemetry({"weak": PRICES["strong"], "strong": PRICES["weak"]}, store).record(exchange_of())
+    Telemetry(store).record(exchange_of(prices={"weak": PRICES["strong"], "strong": PRICES["weak"]}))
     assert store.counts["firewall_strong_calls_avoided",] == 1
-    assert ("firewall_estimated_saving_usd",) not in store.counts
+    assert ("firewall_estimated_saving_usd", "none") not in store.counts
 
 
 def test_an_answer_without_tokens_breaks_no_counter() -> None:
@@ -161,7 +167,7 @@ def test_every_request_through_the_gateway_is_counted_once_with_tags_of_the_conf
     """Refused ones, unknown models and broken answers included; nothing that the client wrote becomes a tag."""
     fakes = Fakes(FakeRouter({"hard": 0.1}))
     store = Store()
-    fakes.gateway._observers = [Telemetry({}, store)]  # type: ignore[assignment]
+    fakes.gateway._observers = [Telemetry(store)]  # type: ignore[assignment]
     canary = "Zyxwvutopia"
     fakes.chat("easy")
     fakes.chat("hard")

@@ -8,6 +8,7 @@ import pytest
 from gateway_fakes import FakeRouter, Fakes
 
 from firewall_ray.config.serving import ServingConfig
+from firewall_ray.store.layout import ArtifactStore
 from serve_app.routing.conversations import Conversations
 from serve_app.routing.decision import Decision
 from serve_app.shared.client import SharedState
@@ -169,6 +170,7 @@ def test_the_first_claim_holds() -> None:
 
 
 KEYS = [{"name": "ann", "sha256": "0" * 64}]
+PRICES = {"weak": {"prompt": 1, "completion": 2}, "strong": {"prompt": 10, "completion": 30}}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,9 @@ KEYS = [{"name": "ann", "sha256": "0" * 64}]
         ({"api_keys": KEYS, "ingress_replicas": {"min": 1, "max": 4}}, True),
         ({"api_keys": "disabled", "ingress_replicas": {"min": 1, "max": 4}}, False),
         ({"sticky": True, "api_keys": KEYS}, False),
+        ({"prices": PRICES, "spend_caps": {"all": {"day": 1}}}, True),
     ],
 )
 def test_nothing_is_deployed_where_there_is_nothing_to_share(serving: dict[str, Any], shares: bool) -> None:
-    assert (shared_deployment(ServingConfig.model_validate(serving)) is not None) == shares
+    spending = ArtifactStore("/nowhere").spending()
+    assert (shared_deployment(ServingConfig.model_validate(serving), spending) is not None) == shares
