@@ -54,6 +54,7 @@ def engine(ray_cluster: None) -> Iterator[Engine]:
 
     from serve_app.models.chats import ChatDefaults
     from serve_app.models.deployment import llm_config
+    from serve_app.models.gpu_time import GpuTime
     from serve_app.models.replica import ModelServer
 
     said = {"path": "quickstart/models/weak", "device": "cpu", "dtype": "float32", "max_num_seqs": 4}
@@ -66,7 +67,7 @@ def engine(ray_cluster: None) -> Iterator[Engine]:
             patch.setenv(name, value)
         loop = asyncio.new_event_loop()
         server = ModelServer.sync_init(config)
-        server._chats, server._stall_s = ChatDefaults(), 600.0
+        server._chats, server._stall_s, server._gpu_time = ChatDefaults(), 600.0, GpuTime(1)
         loop.run_until_complete(server.start())
         yield Engine(loop, server)
         loop.run_until_complete(_stopped(server))
