@@ -40,13 +40,15 @@ def url(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     # gRPC between replicas, as RAY_SERVE_THROUGHPUT_OPTIMIZED has it.
     options = {"num_cpus": 0, "runtime_env": {"env_vars": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", **REPLICA_SETTINGS}}}
+    store = ArtifactStore(str(tmp_path_factory.mktemp("run")))
     echo = serve.deployment(Echo, name="Echo", ray_actor_options=options).bind()
     application = serve.deployment(serve.ingress()(Ingress), ray_actor_options=options).bind(
         router=echo,
         ids={"weak": "small", "strong": "large"},
         models={"weak": echo, "strong": OpenAIModelConfig(engine="openai", base_url="http://127.0.0.1:1/v1", model="x")},
         serving=ServingConfig.model_validate({"api_keys": "disabled", "max_body_mib": 16}),
-        decisions=ArtifactStore(str(tmp_path_factory.mktemp("run"))).decisions(),
+        decisions=store.decisions(),
+        spending=store.spending(),
     )
     # Other tests of the session may have a Serve that runs.
     ours = _get_global_client(raise_if_no_controller_running=False) is None
