@@ -43,6 +43,11 @@ class RequestRefused(UserError):
         return error_response(self.status, self.message, code=self.code, param=self.param, headers=headers)
 
 
+def too_many(message: str) -> RequestRefused:
+    """More than a limit of ours lets in just now."""
+    return RequestRefused(429, message, code="rate_limit_exceeded", retry_after_s=1)
+
+
 def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> bytes:
     """JSON. The type is OpenAI's for the status: the caller's fault below 500, else ours."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")

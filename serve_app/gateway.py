@@ -28,7 +28,7 @@ from serve_app.routing.decision import OTHER, Decision, Reason, certain
 from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, routing_options, token_ids_of
 from serve_app.routing.stand_ins import StandIns
 from serve_app.shared.client import SharedState
-from serve_app.suspects import Suspects, text_key
+from serve_app.suspects import Suspects
 from serve_app.work import WorkInFlight
 
 CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
@@ -114,8 +114,8 @@ class Gateway:
 
         decision = exchange.decision = await self._decide_request(exchange, options, text, conversation)
         exchange.router_s = exchange.elapsed_s()
-        its_key, session = text_key(parsed), None if conversation is None else conversation.key.hex()
-        answer = await self._ask(exchange, decision, body, its_key, session, streams=streams)
+        session = None if conversation is None else conversation.key.hex()
+        answer = await self._ask(exchange, decision, body, parsed, session, streams=streams)
         exchange.first_byte_s = exchange.elapsed_s()  # of a whole answer, this is its last byte too
         exchange.model_s, exchange.usage = answer.model_s, answer.usage
 
@@ -132,7 +132,7 @@ class Gateway:
         async def over() -> None:
             await self._stream_over(exchange, answer)
 
-        return Events(self._relayed(exchange, answer.body, its_key), over, headers)
+        return Events(self._relayed(exchange, answer.body, parsed), over, headers)
 
     async def route(self, parsed: dict[str, Any], headers: Mapping[str, str]) -> list[Decision]:
         """The decisions alone: of a chat's body one, of a completion's one for each of its prompts. Nothing is recorded."""
@@ -226,14 +226,14 @@ class Gateway:
     # Answers ---------------------------------------------------------------------------------------------------------
 
     async def _ask(
-        self, exchange: Exchange, decision: Decision, body: bytes, key: bytes, session: str | None, *, streams: bool
+        self, exchange: Exchange, decision: Decision, body: bytes, parsed: dict[str, Any], session: str | None, *, streams: bool
     ) -> Answer:
         """The chosen model's answer, or the other's where it gives none and the client did not name it.
 
-        key: of its text. session: of its conversation.
+        session: of its conversation.
         """
         routes = [decision.route]
-        suspect = self._suspects.is_suspect(key, decision.route)
+        suspect = self._suspects.is_suspect(parsed, decision.route)
         if self._serving.fallback and decision.reason != "requested" and not suspect:
             routes.append(OTHER[decision.route])
         failed: list[ModelUnavailable] = []
@@ -250,7 +250,7 @@ class Gateway:
                     self._stand_ins.did_not(decision)
                 if e.why == "crashed":
                     # The other model's engine may be next.
-                    self._suspects.crashed(key, route)
+                    self._suspects.crashed(parsed, route)
                     break
                 continue
             exchange.answered_by = route
@@ -267,7 +267,7 @@ class Gateway:
         retry_after_s = math.ceil(min(e.retry_after_s for e in failed))
         raise RequestRefused(503, f"No answer from {tried}. Try again.", code="model_unavailable", retry_after_s=retry_after_s)
 
-    async def _relayed(self, exchange: Exchange, chunks: AsyncIterator[bytes], key: bytes) -> AsyncIterator[bytes]:
+    async def _relayed(self, exchange: Exchange, chunks: AsyncIterator[bytes], parsed: dict[str, Any]) -> AsyncIterator[bytes]:
         """The chunks as they come. What fails now ends in an error event: another model's text would corrupt the answer."""
         try:
             async for chunk in chunks:
@@ -277,7 +277,7 @@ class Gateway:
             exchange.status = 502
             logger.warning("The %s model failed in the middle of a stream (%s).", exchange.answered_by, type(e).__name__)
             if isinstance(e, EngineCrashed) and exchange.answered_by is not None:
-                self._suspects.crashed(key, exchange.answered_by)
+                self._suspects.crashed(parsed, exchange.answered_by)
             yield b"data: " + error_body(502, "The model failed in the middle of its answer.", code="model_failed") + b"\n\n"
 
     async def _stream_over(self, exchange: Exchange, answer: Answer) -> None:

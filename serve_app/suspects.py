@@ -34,14 +34,17 @@ class Suspects:
         self._clock = clock
         self._crashes: TTLCache[bytes, Crash] = TTLCache(MAX_SUSPECTS, FORGET_AFTER_S, clock)
 
-    def crashed(self, key: bytes, route: Route) -> None:
-        """The engine of the model `route` did, while it worked on a request of this key."""
+    def crashed(self, parsed: dict[str, Any], route: Route) -> None:
+        """The engine of the model `route` did, while it worked on this request."""
+        key = text_key(parsed)
         before = self._crashes.get(key)
         self._crashes[key] = Crash(route, 1 if before is None else before.num_crashes + 1, self._clock())
 
-    def is_suspect(self, key: bytes, route: Route) -> bool:
+    def is_suspect(self, parsed: dict[str, Any], route: Route) -> bool:
         """Whether an engine crashed under it, of this very model. Raises RequestRefused where it may not be asked at all."""
-        crash = self._crashes.get(key)
+        if not self._crashes:  # nearly always; a digest of a body with images takes as long as reading it did
+            return False
+        crash = self._crashes.get(text_key(parsed))
         if crash is None:
             return False
         if crash.num_crashes > 1 or crash.route != route:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from firewall_ray.config.serving import ServingConfig
-from serve_app.errors import RequestRefused
+from serve_app.errors import RequestRefused, too_many
 
 UNSAID_TOKENS = 1_024  # of an answer whose request says no max_tokens: a long chat answer; the model alone knows its own limit
-RETRY_AFTER_S = 1
+ADVICE = "Try again, or ask for fewer answers or a smaller max_tokens."
 
 
 def work_of(parsed: Mapping[str, Any]) -> tuple[int, int]:
@@ -56,10 +56,12 @@ class WorkInFlight:
             message = f"max_tokens: at most {serving.max_tokens:,} a request, over all of its answers (serving.max_tokens)."
             raise RequestRefused(400, message, code="invalid_value", param="max_tokens")
         if self._tokens + tokens > serving.max_tokens_in_flight:
-            raise _too_many("The server works on as much as it takes (serving.max_tokens_in_flight).")
+            raise too_many(f"The server works on as much as it takes (serving.max_tokens_in_flight). {ADVICE}")
         if key_name is not None:
             if self._tokens_of[key_name] + tokens > serving.max_tokens_in_flight_per_key:
-                raise _too_many("This API key has as much work in flight as one may (serving.max_tokens_in_flight_per_key).")
+                raise too_many(
+                    f"This API key has as much work in flight as one may (serving.max_tokens_in_flight_per_key). {ADVICE}"
+                )
             self._tokens_of[key_name] += tokens
         self._tokens += tokens
         return tokens
@@ -69,8 +71,3 @@ class WorkInFlight:
         self._tokens -= tokens
         if key_name is not None:
             self._tokens_of[key_name] -= tokens
-
-
-def _too_many(message: str) -> RequestRefused:
-    advice = "Try again, or ask for fewer answers or a smaller max_tokens."
-    return RequestRefused(429, f"{message} {advice}", code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)

@@ -92,7 +92,7 @@ class ServingConfig(NodeGroupConfig):
 
     # Limits
     max_in_flight: Positive = Field(256, description="Requests that an ingress replica works on; more are refused with a 429.")
-    max_in_flight_per_key: Positive = Field(64, description="Of these, for one API key.")
+    max_in_flight_per_key: Positive = Field(64, description="For one API key, over all ingress replicas.")
     max_answers: int = Field(
         256,
         ge=1,

@@ -14,14 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from firewall_ray.config.serving import ServingConfig
 from serve_app.api_keys import holder
 from serve_app.body import BOM, unpacked
-from serve_app.errors import RequestRefused
+from serve_app.errors import RequestRefused, too_many
 from serve_app.http.hosts import host_is_allowed
 from serve_app.http.places import KeyPlaces
 
 PROBES = frozenset({"/health", "/ready"})  # by whatever name: load balancers have their own
 # And the page, and what the endpoints are: nothing that costs or tells anything of this server.
 OPEN_PATHS = PROBES | {"/", "/openapi.json", "/docs"}
-RETRY_AFTER_S = 1
 # After a 408 nobody knows where the next request would begin.
 _HEADERS = {401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}}
 
@@ -85,7 +84,7 @@ class Admission:
     async def _slot(self, key_name: str | None) -> AsyncIterator[None]:
         """A place among the requests in flight, until the last byte is sent or the client has left."""
         if self._num_in_flight >= self._serving.max_in_flight:
-            raise _too_many("The server works on as many requests as it takes (serving.max_in_flight).")
+            raise too_many("The server works on as many requests as it takes (serving.max_in_flight). Try again.")
         self._num_in_flight += 1
         try:
             if key_name is None:
@@ -94,7 +93,7 @@ class Admission:
             async with self._places.place(key_name) as granted:
                 if not granted:
                     limit = "serving.max_in_flight_per_key"
-                    raise _too_many(f"This API key has as many requests in flight as one may ({limit}).")
+                    raise too_many(f"This API key has as many requests in flight as one may ({limit}). Try again.")
                 yield
         finally:
             self._num_in_flight -= 1
@@ -130,10 +129,6 @@ class Admission:
         if num_bytes > self._max_body_bytes:
             limit = f"{self._serving.max_body_mib:g} MiB (serving.max_body_mib)"
             raise RequestRefused(413, f"The body is larger than {limit}.", code="body_too_large")
-
-
-def _too_many(message: str) -> RequestRefused:
-    return RequestRefused(429, f"{message} Try again.", code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
 
 
 def _let_in(scope: Scope, key_name: str | None) -> Scope:

@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from serve_app.shared.client import SharedState
-from serve_app.shared.replica import TELL_EVERY_S
+from serve_app.shared.client import TELL_EVERY_S, SharedState
 
 
 class KeyPlaces:

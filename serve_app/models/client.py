@@ -21,7 +21,7 @@ from serve_app.models.answers import (
     Unavailable,
     WholeAnswer,
 )
-from serve_app.models.pace import in_time
+from serve_app.models.in_time import in_time
 from serve_app.models.watch import ANSWER_S, ModelWatch
 
 logger = logging.getLogger("ray.serve")

@@ -21,8 +21,8 @@ from serve_app.models.answers import Answer, Endpoint, ModelUnavailable, Unavail
 from serve_app.models.breaker import Breaker
 from serve_app.models.chats import chat_defaults
 from serve_app.models.event_stream import event_data
+from serve_app.models.in_time import in_time
 from serve_app.models.outage import MAX_RETRY_AFTER_S
-from serve_app.models.pace import in_time
 
 PATHS: dict[Endpoint, str] = {"chat": "/chat/completions", "completions": "/completions"}
 

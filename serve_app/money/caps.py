@@ -19,10 +19,10 @@ from firewall_ray.errors import FirewallRayError
 from firewall_ray.store.dataset import Dataset
 from serve_app.errors import RequestRefused
 from serve_app.money.files import SpendingFiles
-from serve_app.money.ledger import ALL, TELL_EVERY_S, Spent, Totals
+from serve_app.money.ledger import ALL, Spent, Totals
 from serve_app.money.periods import PERIODS, Period, end_of, kept, name_of
 from serve_app.recording.exchange import Exchange
-from serve_app.shared.client import SharedState
+from serve_app.shared.client import TELL_EVERY_S, SharedState
 
 RETRY_AFTER_S = 1
 ANSWER_WITHIN_S = 2.0  # waited for once an outage, and only by those who ask just then

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.money.periods import PERIODS, kept, name_of
+from serve_app.shared.client import TELL_EVERY_S
 
 ALL = "*"  # in place of a key's name: all requests together; no key has this name
 
 Totals = dict[str, dict[str, float]]  # US dollars, by name of the period and name of the key
 
-TELL_EVERY_S = 1.0  # each ingress replica, also when it has nothing new
 HERE_S = 5 * TELL_EVERY_S  # who told nothing for so long is not counted among the ingress replicas that there are
 LATELY_S = 60.0  # a shared replica is back sooner than that; those that an older one heard of may be gone
 AWAITED_S = 5.0  # how long a new shared replica waits for those that there were

@@ -25,7 +25,6 @@ MAX_CHARACTERS = 65_536  # of a text that leave the ingress: more than routers o
 SMALL_CHARACTERS = 4_096  # of a text that shares a call
 MAX_TEXTS_A_CALL = 64
 SHARE_OF_DEADLINE = 0.25  # that a shared call may take by the pace so far: it may come to be four times slower
-COSTS_PER_S = 100_000.0  # to begin with, as in `slices`
 LATE_S = 0.05  # on busy cores this event loop is late itself: an answer that came in time may lie here and wait to be seen
 MAX_WAIT = 4  # deadlines that a request waits for its turn; then there is more work than the router can do, and some must be let go
 
@@ -115,7 +114,7 @@ class _Lane:
         self._max_calls = max_calls
         self._max_requests = max_requests
         self._spent = spent
-        self._pace = Pace(COSTS_PER_S)
+        self._pace = Pace()
         self._waiting: deque[Waiting] = deque()
         self._calls: set[asyncio.Task[None]] = set()
 

@@ -2,6 +2,7 @@
 
 OVERHEAD = 100  # characters that take as long as what every text costs, however short
 LONGEST = 16_384  # of one text; of longer ones the tokenizer sees no more (`data.READ_PER_TOKEN` of 512 tokens)
+COSTS_PER_S = 100_000.0  # to begin with: of an encoder of 22 million parameters on one core
 FORGETS = 0.3  # weight of the newest measurement: a few slices after a neighbour came or left, the pace is the new one
 
 
@@ -17,7 +18,7 @@ def cost(text: str) -> int:
 class Pace:
     """begins_at: costs a second, before anything was measured."""
 
-    def __init__(self, begins_at: float) -> None:
+    def __init__(self, begins_at: float = COSTS_PER_S) -> None:
         # Seconds, not costs, are averaged: what is slow now counts at once, what is fast again after a while.
         self._s_a_cost = 1 / begins_at
 

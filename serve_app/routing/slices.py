@@ -16,7 +16,6 @@ from firewall_ray.router.predict import RouterPredictor, Scored
 from serve_app.routing.pace import Pace, cost
 
 SLICE_S = 0.025  # what a small request waits for at most, beside its own slice: well below a deadline of half a second
-COSTS_PER_S = 100_000.0  # to begin with: of an encoder of 22 million parameters on one core
 
 
 class Job:
@@ -54,7 +53,7 @@ class Slices:
 
     def __init__(self) -> None:
         self._waiting: deque[Job] = deque()
-        self._pace = Pace(COSTS_PER_S)
+        self._pace = Pace()
         self._task: asyncio.Task[None] | None = None
 
     @contextmanager

@@ -6,7 +6,10 @@ from typing import Any, Literal
 
 from ray.serve.handle import DeploymentHandle
 
+TELL_EVERY_S = 1.0  # each ingress replica, also when it has nothing new
 Question = Literal["recall", "claim", "enter", "leave", "tell", "settle"]  # methods of `shared.replica.SharedReplica`
+# What is told again and again, and by which an ingress replica finds out that the shared one is back.
+HEARTBEATS = ("tell", "settle")
 
 logger = logging.getLogger("ray.serve")
 
@@ -20,7 +23,9 @@ class SharedState:
         self._is_up = True
 
     async def ask(self, question: Question, *arguments: Any) -> Any:
-        """The method's answer; None where there is none in time. Raises nothing."""
+        """The method's answer; None where there is none in time. Raises nothing. In an outage only heartbeats wait for it."""
+        if not self._is_up and question not in HEARTBEATS:
+            return None
         call = getattr(self._handle, question).remote(*arguments)
         try:
             async with asyncio.timeout(self._timeout_s):

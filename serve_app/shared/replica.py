@@ -19,9 +19,9 @@ from serve_app.money.keeper import LedgerKeeper
 from serve_app.money.ledger import Spent
 from serve_app.routing.conversations import Conversations
 from serve_app.routing.decision import Decision
+from serve_app.shared.client import TELL_EVERY_S
 
-TELL_EVERY_S = 5.0
-FORGOTTEN_AFTER_S = 4 * TELL_EVERY_S  # an ingress replica that told nothing for so long is gone, and its places with it
+FORGOTTEN_AFTER_S = 20 * TELL_EVERY_S  # an ingress replica that told nothing for so long is gone, and its places with it
 MAX_ONGOING = 10_000
 
 

@@ -100,7 +100,7 @@ def test_the_official_client_does_not_send_a_killer_again(served: Fakes) -> None
 def test_nobody_is_a_suspect_for_ever() -> None:
     now = [0.0]
     suspects = Suspects(lambda: now[0])
-    key = text_key({"prompt": HARD})
+    key = {"prompt": HARD}
     assert not suspects.is_suspect(key, "strong")
     suspects.crashed(key, "strong")
     assert suspects.is_suspect(key, "strong")

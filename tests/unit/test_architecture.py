@@ -159,6 +159,8 @@ NOT_IN_THE_INGRESS = {
     "routing.drift",
     "routing.last_applied",
     "routing.slices",
+    "shared.replica",
+    "money.keeper",
     "models.replica",
     "models.engine",
     "models.deployment",

@@ -8,8 +8,8 @@ import pytest
 
 from serve_app.models.answers import ModelUnavailable, Unavailable
 from serve_app.models.breaker import FIRST_REST_S, MAX_REST_S, NUM_FAILURES, Breaker
+from serve_app.models.in_time import in_time
 from serve_app.models.outage import MAX_RETRY_AFTER_S, Outage
-from serve_app.models.pace import in_time
 
 
 class Clock:
