@@ -108,13 +108,15 @@ def test_a_replica_that_is_told_to_stop_writes_its_last_decisions_first(ray_clus
             return [[Decision("strong", "score", 0.25, 0.5, "v1", False, 0.3, query_id=prompt_id(q.texts[0]))] for q in questions]
 
     nowhere = OpenAIModelConfig(engine="openai", base_url=f"http://127.0.0.1:{free_port()}/v1", model="x")
-    dataset = ArtifactStore(str(tmp_path)).decisions()
+    store = ArtifactStore(str(tmp_path))
+    dataset = store.decisions()
     application = serve.deployment(serve.ingress()(Ingress), ray_actor_options={"num_cpus": 0}).bind(
         router=StubRouter.bind(),
         ids={"weak": "small", "strong": "large"},
         models={"weak": nowhere, "strong": nowhere},
         serving=ServingConfig.model_validate({"api_keys": "disabled", "decision_log": {"seconds_per_file": 3_600}}),
         decisions=dataset,
+        spending=store.spending(),
     )
     # Other tests of the session may have a Serve that runs.
     ours = _get_global_client(raise_if_no_controller_running=False) is None
