@@ -67,7 +67,7 @@ def serve_both(config: RunConfig, port: int) -> None:
     serve.run(compose(config), name=FIREWALL, route_prefix="/")
     weak = config.models[config.pair.weak]
     assert isinstance(weak, VllmModelConfig)
-    plain = build_openai_app({"llm_configs": [llm_config(config.pair.weak, weak)]})
+    plain = build_openai_app({"llm_configs": [llm_config(config.pair.weak, weak, config.serving)]})
     serve.run(plain, name=PLAIN, route_prefix=f"/{PLAIN}")
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+import sys
 import threading
 import time
 from ipaddress import ip_address
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from firewall_ray.cli import ConfigOption, RootOption, SetOption, job
+from firewall_ray.cli import ConfigOption, RootOption, SetOption, job, run
 from firewall_ray.cluster.display import console
 from firewall_ray.config.serving import ServingConfig
 from firewall_ray.errors import ConfigError
@@ -20,7 +21,10 @@ from serve_app.outages import say_outages
 HostOption = Annotated[str, typer.Option("--host", help="Address to bind. 0.0.0.0 opens it to the network: see serving.api_keys.")]
 PortOption = Annotated[int, typer.Option("--port", min=1, max=65_535)]
 
+APPLICATION = "firewall"
 READY_S = 60.0
+POLL_S = 0.5
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 logger = logging.getLogger("firewall_ray")
 
@@ -28,8 +32,12 @@ logger = logging.getLogger("firewall_ray")
 def main(
     config: ConfigOption, root: RootOption = None, set_: SetOption = None, host: HostOption = "127.0.0.1", port: PortOption = 8000
 ) -> None:
-    """Serve the router and its pair of models until Ctrl-C. Starting two engines takes minutes on a small machine."""
+    """Serve the router and its pair of models until Ctrl-C. Starting two engines takes minutes on a small machine.
+
+    Ctrl-C, or SIGTERM, lets no request in any more, waits for the answers under way and ends. A second one does not wait.
+    """
     serve_settings.apply()
+    end_at_once_on_signals()
     with job("serve", config, root, set_, needs_ray=True, writes=[]) as context:
         check_host(host, context.config.serving)
         logger.info("serve: starting router, weak and strong model ...")
@@ -39,12 +47,39 @@ def main(
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": host, "port": port})
-        serve.run(compose(context.config), name="firewall", route_prefix="/")
+        serve.run(compose(context.config), name=APPLICATION, route_prefix="/")
         wait_until_ready(host, port)
         # Not through logging: importing ray.serve.llm has put JSON into its place.
         console.print(f"serve: up. Try:\n{curl_line(host, port)}", markup=False, highlight=False, soft_wrap=True)
-        threading.Thread(target=say_outages, args=("firewall", _say), daemon=True).start()
-        signal.pause()
+        threading.Thread(target=say_outages, args=(APPLICATION, _say), daemon=True).start()
+        wait_for_signal()
+        _say("stopping, as soon as the answers under way are given. A second Ctrl-C does not wait for them.")
+        end_at_once_on_signals()
+        drain()
+
+
+def end_at_once_on_signals() -> None:
+    """By SystemExit, which closes everything on its way; also where a shell began this in the background, with SIGINT ignored."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+
+
+def wait_for_signal() -> None:
+    """Until the first of SIGNALS."""
+    came = threading.Event()
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: came.set())
+    came.wait()
+
+
+def drain() -> None:
+    """Until the last answer is given and recorded. Serve gives each its time (`serving.longest_request_s`) and ends it then."""
+    from ray import serve
+
+    serve.delete(APPLICATION, _blocking=False)  # True would wait for a minute at most
+    while APPLICATION in serve.status().applications:
+        time.sleep(POLL_S)
+    serve.shutdown()
 
 
 def wait_until_ready(host: str, port: int) -> None:
@@ -112,4 +147,4 @@ def curl_line(host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

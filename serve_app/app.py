@@ -32,6 +32,8 @@ from serve_app.shared.replica import shared_deployment
 
 # The ingress refuses what is too much itself, in OpenAI's shape (`serving.max_in_flight`), before Serve would.
 SERVE_MAX_ONGOING = 10_000
+# After an ingress replica's last answer: what it wrote down goes to storage, which may be slow just then.
+CLOSING_S = 60.0
 
 logger = logging.getLogger("firewall_ray")
 
@@ -87,6 +89,9 @@ def compose(config: RunConfig) -> Application:
             "max_replicas": serving.ingress_replicas.max,
             "target_ongoing_requests": serving.max_in_flight / 2,  # another replica before this one has to refuse any
         },
+        # A replica that is to go, in an upgrade or when fewer are needed, ends its answers first; then Serve kills it.
+        graceful_shutdown_timeout_s=serving.longest_request_s + CLOSING_S,
+        max_surge_percent=100,
     )
     return deployment.bind(
         router=router_deployment(config, store, name, (weak, strong)),
@@ -119,8 +124,6 @@ def _model(config: RunConfig, key: str, prompt: PromptFormat, price: PriceConfig
     arguments, chats = as_sampled(prompt, config.sampling)
     if price is not None and price.cached_prompt is not None:
         arguments |= {"enable_prompt_tokens_details": True}  # else vLLM says nothing of its cache
-    # Where there is one replica, or conversations are not kept, Serve's own choice is the better one: it looks at the queues.
-    sticky = config.serving.sticky and model.replicas.max > 1
-    served = llm_config(key, model, config.serving.node_resources, arguments, sticky=sticky)
+    served = llm_config(key, model, config.serving, arguments)
     bound = {"chats": chats, "stall_s": config.serving.engine_stall_s}
     return build_llm_deployment(served, deployment_cls=ModelServer, bind_kwargs=bound)

@@ -121,6 +121,15 @@ class ServingConfig(NodeGroupConfig):
     # Size
     ingress_replicas: ReplicasConfig = Field(ReplicasConfig(), description="Each takes a few hundred requests/s of one CPU.")
     router_replicas: ReplicasConfig = ReplicasConfig()
+    max_surge_percent: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Of a model's replicas, how many more may run while new ones replace them, rounded up: an upgrade then stops "
+        "none before another is there. It needs that much room, GPUs where it runs on GPUs, and waits for it. 0: those that stop "
+        "make the room, and where there is but one, the other model or a 503 answers meanwhile. Ingress, and a router on CPUs, "
+        "always start before they stop.",
+    )
     node_resource: str | None = Field(
         None,
         description="Custom resource of the nodes that may serve, such as `on_demand` in ray_cluster.yaml, which spot nodes lack. "
@@ -138,6 +147,17 @@ class ServingConfig(NodeGroupConfig):
         default_factory=dict, description="Of both models. Empty: nothing is priced, and strong calls avoided are only counted."
     )
     spend_caps: SpendCapsConfig | None = Field(None, description="None: whoever may call may spend. Needs prices.")
+
+    @property
+    def longest_answer_s(self) -> float:
+        """Of one model, from when it is asked to its last byte."""
+        return max(self.answer_timeout_s, self.first_token_timeout_s + self.stream_timeout_s)
+
+    @property
+    def longest_request_s(self) -> float:
+        """Its body, a batch's decision, a model that gives no answer in time, and then the other's."""
+        no_answer_s = max(self.answer_timeout_s, self.first_token_timeout_s)
+        return self.body_timeout_s + self.answer_timeout_s + no_answer_s + self.longest_answer_s
 
     @model_validator(mode="after")
     def _prices_of_both_or_none(self) -> "ServingConfig":

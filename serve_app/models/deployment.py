@@ -9,6 +9,7 @@ from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.llm import LLMConfig
 
 from firewall_ray.config.models import VllmModelConfig, model_path
+from firewall_ray.config.serving import ServingConfig
 from firewall_ray.engines.placement import placement_strategy
 from serve_app.serve_settings import REPLICA_SETTINGS
 
@@ -16,18 +17,18 @@ from serve_app.serve_settings import REPLICA_SETTINGS
 def llm_config(
     key: str,
     model: VllmModelConfig,
-    node_resources: Mapping[str, float] | None = None,
+    serving: ServingConfig,
     as_sampled: Mapping[str, Any] | None = None,
-    *,
-    sticky: bool = False,
 ) -> LLMConfig:
     """What Ray Serve needs to serve `models.<key>`; the key is the id that clients know the model by.
 
-    sticky: a conversation keeps its replica, and with it the KV cache of what was said.
     as_sampled: of `chats.as_sampled`, engine arguments by which it is asked as it was sampled.
     """
     bundle = {"CPU": model.num_cpus} if model.device == "cpu" else {"CPU": 1, "GPU": 1}
-    bundle |= {**model.node_resources, **(node_resources or {})}
+    bundle |= {**model.node_resources, **serving.node_resources}
+    # A conversation keeps its replica, and with it the KV cache of what was said. Where there is one replica, or conversations
+    # are not kept, Serve's own choice is the better one: it looks at the queues.
+    sticky = serving.sticky and model.replicas.max > 1
     return LLMConfig(
         model_loading_config={"model_id": key, "model_source": model_path(model.path)},
         engine_kwargs=engine_kwargs(model, as_sampled or {}),
@@ -44,6 +45,8 @@ def llm_config(
                 "max_replicas": model.replicas.max,
                 "target_ongoing_requests": model.max_num_seqs,
             },
+            "graceful_shutdown_timeout_s": serving.longest_answer_s,
+            "max_surge_percent": serving.max_surge_percent,
             **({"request_router_config": RequestRouterConfig(request_router_class=ConsistentHashRouter)} if sticky else {}),
         },
         runtime_env={"env_vars": {**REPLICA_SETTINGS, **_environment(model)}},

@@ -5,7 +5,9 @@ rows wait in memory and are written when it is back; when there is no more room 
 """
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -22,7 +24,7 @@ from serve_app.recording.exchange import Exchange
 MAX_WAITING_FILES = 4  # in rows: as many as so many files hold
 MAX_WAITING_CHARACTERS = 64 * 2**20  # of text
 RETRY_S = 5.0
-CLOSE_S = 10.0  # Serve ends a replica 20 s after it was told to stop
+CLOSE_S = 45.0  # of what an ingress replica may take to close (app.py)
 
 logger = logging.getLogger("ray.serve")
 Row = tuple[Any, ...]
@@ -42,6 +44,8 @@ class DecisionLog:
         self._rows: list[Row] = []
         self._num_characters = 0
         self._is_closed = False
+        self._has_to_hurry = False  # one try more at once
+        self._close_by_s = math.inf  # monotonic; when it is too late for another try
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="decision-log", daemon=True)
         self._thread.start()
@@ -66,9 +70,10 @@ class DecisionLog:
             self._logged("dropped", 1)
 
     def close(self) -> None:
-        """Write what is left; blocks, 10 s at most. Rows that come later are lost."""
+        """Write what is left, again and again while storage fails; blocks for CLOSE_S at most. Rows that come later are lost."""
         with self._changed:
-            self._is_closed = True
+            self._is_closed = self._has_to_hurry = True
+            self._close_by_s = time.monotonic() + CLOSE_S - RETRY_S
             self._changed.notify()
         self._thread.join(CLOSE_S)
 
@@ -79,7 +84,8 @@ class DecisionLog:
         while True:
             with self._changed:
                 if is_failing:
-                    self._changed.wait_for(lambda: self._is_closed, RETRY_S)
+                    self._changed.wait_for(lambda: self._has_to_hurry, RETRY_S)
+                    self._has_to_hurry = False
                 else:
                     self._changed.wait_for(lambda: self._is_closed or self._file_is_full(), self._config.seconds_per_file)
                 rows = self._rows[: self._config.rows_per_file]
@@ -87,7 +93,7 @@ class DecisionLog:
             if rows:
                 # They stay in memory until they are on disk, so a failure loses none.
                 is_failing = not self._write(rows, is_failing)
-            if is_closing and (is_failing or not self._rows):
+            if is_closing and (not self._rows or (is_failing and time.monotonic() > self._close_by_s)):
                 self._dropped(len(self._rows))
                 return
 

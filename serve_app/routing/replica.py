@@ -252,11 +252,12 @@ class Router:
 
 def router_deployment(config: RunConfig, store: ArtifactStore, name: str, pair: tuple[ModelOfPair, ModelOfPair]) -> Application:
     """The router `name` of the store, on the device and CPUs that scoring has. pair: the weak and the strong model, as served."""
-    scoring, replicas = config.scoring, config.serving.router_replicas
+    scoring, serving = config.scoring, config.serving
+    replicas = serving.router_replicas
     resources: dict[str, Any] = {
         "num_cpus": scoring.num_cpus,
         "num_gpus": 1 if scoring.device == "gpu" else 0,
-        "resources": config.serving.node_resources,
+        "resources": serving.node_resources,
         "runtime_env": {"env_vars": REPLICA_SETTINGS},
     }
     deployment = serve.deployment(
@@ -271,7 +272,9 @@ def router_deployment(config: RunConfig, store: ArtifactStore, name: str, pair: 
             # An ingress asks in one call for all that came in during the one before: calls say how busy a replica is.
             "target_ongoing_requests": 1,
         },
-        user_config=RouterUserConfig(router=name, strong_fraction=config.serving.strong_fraction).model_dump(),
+        graceful_shutdown_timeout_s=serving.answer_timeout_s,  # the longest that an ingress waits for a batch
+        # A GPU more than it has may be nowhere.
+        max_surge_percent=100 if scoring.device == "cpu" else serving.max_surge_percent,
+        user_config=RouterUserConfig(router=name, strong_fraction=serving.strong_fraction).model_dump(),
     )
-    serving = config.serving
     return deployment.bind(store, scoring, pair, config.evaluation.seed, serving.budget_control, serving.other_models)

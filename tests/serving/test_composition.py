@@ -10,6 +10,7 @@ from tiny_router import write_router
 
 from firewall_ray.config.models import OpenAIModelConfig, VllmModelConfig
 from firewall_ray.config.run import RunConfig
+from firewall_ray.config.serving import ServingConfig
 from firewall_ray.errors import ArtifactMissing, ConfigError
 from firewall_ray.router.card import CARD_FILE
 from firewall_ray.store.layout import ArtifactStore
@@ -38,7 +39,7 @@ def served_model(root: Path, model: dict[str, Any]) -> Any:
 
     loaded = run_config(root, models={"weak": CPU_MODEL, "strong": model}).models["strong"]
     assert isinstance(loaded, VllmModelConfig)
-    return llm_config("strong", loaded)
+    return llm_config("strong", loaded, ServingConfig())
 
 
 def write_router_of(root: Path, strong: str) -> None:

@@ -97,6 +97,20 @@ class Application:
         application = self.client.get_serve_details()["applications"].get(APP)
         return application is not None and application["status"] == "RUNNING"
 
+    def replicas(self) -> set[int]:
+        """The processes of all deployments, those that are about to go among them."""
+        deployments = self.client.get_serve_details()["applications"][APP]["deployments"]
+        return {int(replica["pid"]) for each in deployments.values() for replica in each["replicas"] if replica["pid"]}
+
+    def upgrade(self, max_answers: int) -> None:
+        """As `serve deploy` of a file with other args, for which Serve replaces all replicas; returns when those are gone."""
+        from ray.serve.schema import ServeDeploySchema
+
+        before = self.replicas()
+        args = {**self.config["args"], "set": [f"serving.max_answers={max_answers}"]}
+        self.client.deploy_apps(ServeDeploySchema.model_validate({"applications": [{**self.config, "args": args}]}))
+        wait_until(lambda: self.is_running() and not self.replicas() & before, "every replica was replaced")
+
     def router_log(self) -> str:
         return "".join(path.read_text() for path in self.log_folder.glob(f"serve/replica_{APP}_Router_*.log"))
 
@@ -163,7 +177,10 @@ def write_application(folder: Path, models_url: str) -> tuple[str, ArtifactStore
     config_path = Path(write_run(folder))
     raw = yaml.safe_load(config_path.read_text())
     raw["models"] = models_elsewhere(models_url)
-    raw["serving"]["budget_control"] = {"window": WINDOW}
+    raw["serving"] |= {
+        "budget_control": {"window": WINDOW},
+        "decision_log": {"seconds_per_file": 3_600, "rows_per_file": 1_000_000},
+    }
     config_path.write_text(yaml.safe_dump(raw))
     store = ArtifactStore(load_config(config_path).root)
     for seed, name in enumerate((OTHER, STRANGER), start=2):
@@ -296,3 +313,16 @@ def test_the_budget_is_held_under_load_where_every_prompt_alone_would_go_strong(
     num_strong = sum(asked.headers["x-firewall-route"] == "strong" for asked in load.answers)
     # One stretch of decisions, with no others between them: off by at most 2% of a window.
     assert abs(num_strong - 0.5 * len(load.answers)) <= 0.02 * WINDOW
+
+
+def test_an_upgrade_under_load_fails_no_request_and_loses_no_decision(application: Application) -> None:
+    """Rows are written when a replica ends, and at no other time here."""
+    decisions = ArtifactStore(str(Path(application.config["args"]["config"]).parent)).decisions()
+    application.upgrade(100)  # so that what the tests before left is written
+    num_before = decisions.read().num_rows
+    with load_on(application) as load:
+        before = application.replicas()
+        application.upgrade(101)
+    assert len(before & application.replicas()) == 0
+    application.upgrade(102)
+    assert decisions.read().num_rows - num_before == len(load.answers)

@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from firewall_ray.config.models import SamplingConfig, VllmModelConfig
+from firewall_ray.config.serving import ServingConfig
 from firewall_ray.engines.prompt_choice import prompt_format
 from firewall_ray.engines.prompts import PromptFormat
 from firewall_ray.engines.vllm import EngineThread, chat_params, engine_args
@@ -60,7 +61,7 @@ def served_ids(model: VllmModelConfig, prompt: PromptFormat) -> list[list[int]]:
     from serve_app.models.deployment import llm_config
 
     arguments, chats = as_sampled(prompt, SamplingConfig())
-    tokenizer = Tokenizer(llm_config("weak", model, as_sampled=arguments))
+    tokenizer = Tokenizer(llm_config("weak", model, ServingConfig(), arguments))
 
     async def tokenize() -> list[Any]:
         bodies = [{"model": "weak", "messages": [{"role": "user", "content": question}]} for question in QUESTIONS]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
 from firewall_ray.config.models import VllmModelConfig
+from firewall_ray.config.serving import ServingConfig
 from serve_app.crossing import ReplicaFailed
 from serve_app.models.answers import Endpoint, EngineCrashed, EngineDead, WholeAnswer
 
@@ -59,7 +60,7 @@ def engine(ray_cluster: None) -> Iterator[Engine]:
 
     said = {"path": "quickstart/models/weak", "device": "cpu", "dtype": "float32", "max_num_seqs": 4}
     model = VllmModelConfig.model_validate({**said, "engine_kwargs": {"enforce_eager": True}})
-    config = llm_config("weak", model)
+    config = llm_config("weak", model, ServingConfig())
     config.get_or_create_callback().ctx.run_init_node = False  # a download, on a placement group that may not be there yet
     variables = config.runtime_env["env_vars"]  # type: ignore[index]
     with pytest.MonkeyPatch.context() as patch:
