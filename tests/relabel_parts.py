@@ -16,7 +16,7 @@ from firewall_ray.schemas import LABEL_DESIGNS, PROMPT_TEMPLATE
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.deploy import SERVE_CONFIG, read_serve_config
-from serve_app.routing.replica import RouterUserConfig
+from serve_app.routing.arms import RouterUserConfig
 
 LOG = pa.schema([("query_id", pa.string()), ("text", pa.string())])
 

@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from firewall_ray.config.serving import Route
 from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.tasks.base import prompt_id
-from serve_app.routing.decision import Decision, DecisionRequest, Spent
+from serve_app.routing.decision import Arm, Decision, DecisionRequest, Spent
 from serve_app.routing.pace import Pace, cost
 
 MAX_CHARACTERS = 65_536  # of a text that leave the ingress: more than routers of 2,000 tokens read (`data.READ_PER_TOKEN`)
@@ -53,7 +53,7 @@ class RouterClient(Protocol):
         """
         ...
 
-    def spent(self, strong_fraction: float | None, answered: Route, decided: Route | None) -> None:
+    def spent(self, strong_fraction: float | None, answered: Route, decided: Route | None, arm: Arm) -> None:
         """To be told of a request that another model answered than counts, or none was counted for (decided: None)."""
         ...
 
@@ -87,7 +87,7 @@ class DeployedRouter:
 
     async def may_stand_in(self, decision: Decision, strong_fraction: float | None, timeout_s: float) -> bool:
         """As the protocol says."""
-        response: Any = self._handle.may_stand_in.remote(strong_fraction, decision.reason == "score")
+        response: Any = self._handle.may_stand_in.remote(strong_fraction, decision.reason == "score", decision.arm)
         try:
             async with asyncio.timeout(timeout_s):
                 return bool(await response)
@@ -95,9 +95,9 @@ class DeployedRouter:
             response.cancel()
             raise
 
-    def spent(self, strong_fraction: float | None, answered: Route, decided: Route | None) -> None:
+    def spent(self, strong_fraction: float | None, answered: Route, decided: Route | None, arm: Arm) -> None:
         """As the protocol says."""
-        self._spent.append(Spent(strong_fraction, answered, decided))
+        self._spent.append(Spent(strong_fraction, answered, decided, arm))
 
 
 def _of_whole(decision: Decision, text: str, is_question: bool) -> Decision:

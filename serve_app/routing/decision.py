@@ -14,6 +14,8 @@ from firewall_ray.config.serving import Route
 # router-timeout and router-failed say what the router did, no-text that there was nothing it could read.
 Reason = Literal["score", "sticky", "shadow", "requested", "fraction", "router-timeout", "router-failed", "no-text"]
 
+Arm = Literal["main", "canary"]
+
 OTHER: dict[Route, Route] = {"weak": "strong", "strong": "weak"}
 
 
@@ -38,6 +40,7 @@ class Spent(NamedTuple):
     strong_fraction: float | None
     answered: Route
     decided: Route | None
+    arm: Arm = "main"
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Decision:
     """route: the model of the pair that is to answer. score: p_weak in [0, 1]. threshold: scores below it go to the strong
     model, -inf and inf at the strong fractions 0 and 1. router: the version on its card. truncated: the router read only the
     beginning of the prompt. strong_fraction: the target in force, in [0, 1]. shadowed: the score's choice, where shadow mode
-    put `route` into its place. query_id: of the prompt, as the offline jobs name one that has no id. Everything but route and
-    reason is None where no score decided.
+    put `route` into its place. query_id: of the prompt, as the offline jobs name one that has no id. arm: which of the two routers
+    decided, where a canary runs. Everything but route, reason and arm is None where no score decided.
     """
 
     route: Route
@@ -58,6 +61,7 @@ class Decision:
     strong_fraction: float | None = None
     shadowed: Route | None = None
     query_id: str | None = None
+    arm: Arm = "main"
 
     @property
     def decided(self) -> Route | None:
@@ -88,6 +92,7 @@ class Decision:
             "router": self.router,
             "truncated": None if self.truncated is None else str(self.truncated).lower(),
             "decided": self.decided,
+            "arm": None if self.arm == "main" else self.arm,
         }
         return {f"x-firewall-{name}": str(value) for name, value in values.items() if value is not None}
 

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 from ray import serve
 from ray.serve.deployment import Application
 
-from firewall_ray.config.base import Name, Strict
 from firewall_ray.config.router import ScoringConfig
 from firewall_ray.config.run import RunConfig
 from firewall_ray.config.serving import BudgetControlConfig
@@ -28,9 +26,9 @@ from firewall_ray.tasks.base import prompt_id
 from serve_app.crossing import only_plain_errors
 from serve_app.logs import warnings_at_once
 from serve_app.metrics import RayMetrics
+from serve_app.routing.arms import Arms, Deciding, LoadedRouter, RouterUserConfig
 from serve_app.routing.budget import BudgetController
-from serve_app.routing.decision import Decision, DecisionRequest, Spent
-from serve_app.routing.drift import ScoreDrift
+from serve_app.routing.decision import Arm, Decision, DecisionRequest, Spent
 from serve_app.routing.last_applied import LastApplied
 from serve_app.routing.slices import Slices
 from serve_app.serve_settings import REPLICA_SETTINGS
@@ -39,14 +37,6 @@ from serve_app.serve_settings import REPLICA_SETTINGS
 MAX_ONGOING_REQUESTS = 1_000
 
 logger = logging.getLogger("ray.serve")
-
-
-class RouterUserConfig(Strict):
-    """What may change while the application runs: `user_config` of the deployment `Router` in Serve's config file."""
-
-    router: Name = Field(description="A folder of routers/.")
-    version: str | None = Field(None, description="The version on its card, to load a router again that was trained anew.")
-    strong_fraction: float = Field(ge=0, le=1, description="For the model `firewall`.")
 
 
 class Router:
@@ -75,13 +65,10 @@ class Router:
         self._budget_control = budget_control
         self._last_applied = LastApplied(store.root)
         self._slices = Slices()
-        self._budgets: BudgetController | None = None
-        self._drift: ScoreDrift | None = None
         self._metrics = RayMetrics()
         self._standing: dict[str, float] = {}
-        self._predictor: RouterPredictor | None = None
-        self._strong_fraction = 0.0
-        self._loaded: tuple[str, str | None] | None = None
+        self._arms: Arms | None = None  # None: nothing is loaded yet
+        self._loaded: dict[tuple[str, str | None], LoadedRouter] = {}  # those of the arms, by name and version as asked for
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve at the start and on every change. Requests are answered by the router before, until the new one is
@@ -93,22 +80,39 @@ class Router:
         try:
             await self._apply(RouterUserConfig.model_validate(user_config))
         except Exception as e:
-            if self._predictor is None:
+            if self._arms is None:
                 await self._begin_otherwise(user_config, e)
-            assert self._predictor is not None
+            assert self._arms is not None
             self._stand("firewall_router_config_refused", 1)
-            logger.error("The user_config of Router is not applied; version %s stays. %s", self._predictor.card.version, e)
+            version = self._arms.main.router.predictor.card.version
+            logger.error("The user_config of Router is not applied; version %s stays. %s", version, e)
         else:
             self._stand("firewall_router_config_refused", 0)
 
     async def _apply(self, wanted: RouterUserConfig, *, lasting: bool = True) -> None:
-        if self._predictor is None or (wanted.router, wanted.version) != self._loaded:
-            self._use(await asyncio.to_thread(self._load, wanted), wanted)
-        self._strong_fraction = wanted.strong_fraction
-        if self._budgets is not None:
-            self._budgets.default = wanted.strong_fraction
+        # All of it is loaded before any of it decides.
+        name = (wanted.router, wanted.version)
+        loaded = {name: await self._router(name, wanted.strong_fraction)}
+        main, canary = Deciding(loaded[name], wanted.strong_fraction, "main"), None
+        if wanted.canary is not None:
+            fraction = wanted.strong_fraction if wanted.canary.strong_fraction is None else wanted.canary.strong_fraction
+            if wanted.canary.router is not None:
+                name = (wanted.canary.router, wanted.canary.version)
+                loaded[name] = loaded.get(name) or await self._router(name, fraction)
+            canary = Deciding(loaded[name], fraction, "canary")
+        if self._arms is None or main.router is not self._arms.main.router:
+            self._stand("firewall_score_drift", 0)
+        self._arms, self._loaded = Arms(main, canary, wanted.canary.share if wanted.canary else 0.0), loaded
+        if main.router.budgets is not None:
+            main.router.budgets.default = wanted.strong_fraction
         if lasting:
             await asyncio.to_thread(self._last_applied.put, wanted.model_dump())
+
+    async def _router(self, name: tuple[str, str | None], strong_fraction: float) -> LoadedRouter:
+        """The one that decides already, in either arm, else a new one."""
+        if name in self._loaded:
+            return self._loaded[name]
+        return LoadedRouter(await asyncio.to_thread(self._load, *name), self._budget_control, strong_fraction)
 
     async def _begin_otherwise(self, refused: dict[str, Any], why: Exception) -> None:
         """At the start, where `refused` cannot be applied. Raises `why` where nothing else can."""
@@ -125,20 +129,10 @@ class Router:
                 return
         raise why  # nothing ran before: Serve shall say that it could not deploy this one
 
-    def _use(self, predictor: RouterPredictor, wanted: RouterUserConfig) -> None:
-        """From now on. Budget control and drift begin anew with a router, whose scores are of another scale."""
-        self._predictor = predictor
-        self._loaded = (wanted.router, wanted.version)
-        self._drift = ScoreDrift(predictor.card.quantiles)
-        self._stand("firewall_score_drift", 0)
-        if self._budget_control is not None:
-            quantiles, window = predictor.card.quantiles, self._budget_control.window
-            self._budgets = BudgetController(quantiles, window, default=wanted.strong_fraction)
-
-    def _load(self, wanted: RouterUserConfig) -> RouterPredictor:
+    def _load(self, name: str, version: str | None) -> RouterPredictor:
         with tempfile.TemporaryDirectory() as cache:
             predictor = RouterPredictor(
-                local_copy(self._store.router(wanted.router).require(), cache),
+                local_copy(self._store.router(name).require(), cache),
                 batch_size=self._scoring.batch_size,
                 device=self._scoring.torch_device,
                 num_threads=self._scoring.torch_threads,
@@ -147,10 +141,10 @@ class Router:
         card = predictor.card
         keys = tuple(model.key for model in self._pair)
         if (card.weak.key, card.strong.key) != keys:
-            raise ModelError(f"The router {wanted.router} was trained for {card.weak.key} and {card.strong.key}, not {keys}.")
-        check_models(wanted.router, (card.weak, card.strong), self._pair, refuse=self._other_models == "refuse")
-        if wanted.version not in (None, card.version):
-            raise ModelError(f"The router {wanted.router} has version {card.version}, not {wanted.version}.")
+            raise ModelError(f"The router {name} was trained for {card.weak.key} and {card.strong.key}, not {keys}.")
+        check_models(name, (card.weak, card.strong), self._pair, refuse=self._other_models == "refuse")
+        if version not in (None, card.version):
+            raise ModelError(f"The router {name} has version {card.version}, not {version}.")
         predictor.predict(["warm up"])  # so that the first request is not slow
         return predictor
 
@@ -161,53 +155,51 @@ class Router:
         A text that is a question is put into the card's prompt template first, as for training. The prompt's hash breaks ties,
         so it takes the same way as offline.
         """
-        # Of one router to the end, whatever is loaded meanwhile.
-        predictor, budgets, drift = self._predictor, self._budgets, self._drift
-        assert predictor is not None
-        assert drift is not None
-        if budgets is not None:
-            for each in spent:
-                is_strong, is_counted = each.answered == "strong", each.decided is not None
-                budgets.settle(self._target(each.strong_fraction), is_strong=is_strong, is_counted=is_counted)
-        template = predictor.card.prompt_template
-        prompts = [
-            [template.format(question=text) for text in each.texts] if each.are_questions else each.texts for each in requests
-        ]
-        with only_plain_errors(), self._slices.scoring(predictor, prompts) as scores:
+        # Of the same routers to the end, whatever is loaded meanwhile.
+        arms = self._arms
+        assert arms is not None
+        for each in spent:
+            deciding = arms.named(each.arm)
+            if deciding.router.budgets is not None:
+                target, is_strong = deciding.target(each.strong_fraction), each.answered == "strong"
+                deciding.router.budgets.settle(target, is_strong=is_strong, is_counted=each.decided is not None)
+        asked = [(request, arms.of(request)) for request in requests]
+        prompts = [_prompts(request, deciding.router.predictor.card) for request, deciding in asked]
+        jobs = [(deciding.router.predictor, its_prompts) for (_, deciding), its_prompts in zip(asked, prompts, strict=True)]
+        with only_plain_errors(), self._slices.scoring(jobs) as scores:
             all_scored = await asyncio.gather(*scores, return_exceptions=True)
         # Nothing is awaited from here on: a threshold must know of every decision before it.
         decided: list[list[Decision] | Exception] = []
-        for request, its_prompts, scored in zip(requests, prompts, all_scored, strict=True):
+        for (request, deciding), its_prompts, scored in zip(asked, prompts, all_scored, strict=True):
             try:
                 with only_plain_errors():
                     if isinstance(scored, BaseException):
                         raise scored
-                    decided.append(self._decide(request, its_prompts, scored, predictor.card, budgets))
+                    decided.append(self._decide(request, its_prompts, scored, deciding))
             except Exception as e:  # plain by now
                 decided.append(e)
                 continue
             if request.counts:
-                self._watch(drift, scored.p_weak)
+                self._watch(deciding, scored.p_weak)
         return decided
 
-    async def may_stand_in(self, strong_fraction: float | None, is_counted: bool) -> bool:
+    async def may_stand_in(self, strong_fraction: float | None, is_counted: bool, arm: Arm) -> bool:
         """Whether the strong model may answer for the weak one at this fraction, see `BudgetController.may_stand_in`."""
-        if self._budgets is None:
+        assert self._arms is not None
+        deciding = self._arms.named(arm)
+        if deciding.router.budgets is None:
             return True
-        return self._budgets.may_stand_in(self._target(strong_fraction), is_counted=is_counted)
+        return deciding.router.budgets.may_stand_in(deciding.target(strong_fraction), is_counted=is_counted)
 
-    def _target(self, strong_fraction: float | None) -> float:
-        return self._strong_fraction if strong_fraction is None else strong_fraction
-
-    def _decide(
-        self, request: DecisionRequest, prompts: list[str], scored: Scored, card: RouterCard, budgets: BudgetController | None
-    ) -> list[Decision]:
-        target = self._target(request.strong_fraction)
+    def _decide(self, request: DecisionRequest, prompts: list[str], scored: Scored, deciding: Deciding) -> list[Decision]:
+        card, budgets = deciding.router.predictor.card, deciding.router.budgets
+        target = deciding.target(request.strong_fraction)
         threshold = card.quantiles.threshold(target) if budgets is None else budgets.threshold(target)
         strong = goes_strong(scored.p_weak, prompts, threshold, self._tie_seed)
         if budgets is not None and request.counts:
             budgets.record(target, float(scored.p_weak.min()), bool(strong.any()))
-            self._report(budgets)
+            if deciding.arm == "main":
+                self._report(budgets)
         return [
             Decision(
                 route="strong" if is_strong else "weak",
@@ -218,6 +210,7 @@ class Router:
                 truncated=truncated,
                 strong_fraction=target,
                 query_id=prompt_id(prompt),
+                arm=deciding.arm,
             )
             for prompt, is_strong, p_weak, truncated in zip(
                 prompts, strong.tolist(), scored.p_weak.tolist(), scored.truncated.tolist(), strict=True
@@ -232,11 +225,11 @@ class Router:
         if budget.realised is not None:
             self._metrics("firewall_budget", budget.realised, {"fraction": "realised"})
 
-    def _watch(self, drift: ScoreDrift, p_weak: np.ndarray) -> None:
+    def _watch(self, deciding: Deciding, p_weak: np.ndarray) -> None:
         """Whether live scores are still like those of the calibration. Those of a router that was replaced say nothing."""
         for score in p_weak.tolist():
-            index = drift.add(score)
-            if index is not None and drift is self._drift:
+            index = deciding.router.drift.add(score)
+            if index is not None and self._arms is not None and deciding.router is self._arms.main.router:
                 self._stand("firewall_score_drift", index)
 
     def _stand(self, gauge: str, value: float) -> None:
@@ -248,6 +241,13 @@ class Router:
         """Serve calls it every ten seconds. Ray forgets gauges that nobody set for twenty, so what stands is said again."""
         for gauge, value in self._standing.items():
             self._metrics(gauge, value, {})
+
+
+def _prompts(request: DecisionRequest, card: RouterCard) -> list[str]:
+    """What the router of the card reads of a request."""
+    if not request.are_questions:
+        return request.texts
+    return [card.prompt_template.format(question=text) for text in request.texts]
 
 
 def router_deployment(config: RunConfig, store: ArtifactStore, name: str, pair: tuple[ModelOfPair, ModelOfPair]) -> Application:

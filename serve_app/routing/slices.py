@@ -57,9 +57,9 @@ class Slices:
         self._task: asyncio.Task[None] | None = None
 
     @contextmanager
-    def scoring(self, predictor: RouterPredictor, requests: Sequence[Sequence[str]]) -> Iterator[list[asyncio.Future[Scored]]]:
-        """Of each request's prompts: scores to await. Those that are not there at the end of the block are given up."""
-        jobs = [Job(predictor, prompts) for prompts in requests]
+    def scoring(self, requests: Sequence[tuple[RouterPredictor, Sequence[str]]]) -> Iterator[list[asyncio.Future[Scored]]]:
+        """Of each request's prompts, by its router: scores to await. What is not there at the end of the block is given up."""
+        jobs = [Job(predictor, prompts) for predictor, prompts in requests]
         self._waiting.extend(jobs)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -72,7 +72,7 @@ class Slices:
     async def _run(self) -> None:
         while taken := self._next():
             began = time.perf_counter()
-            # Two predictors while a router is swapped, else one.
+            # Two predictors while a router is swapped or a canary runs, else one.
             for predictor in {job.predictor for job, _ in taken}:
                 mine = [(job, number) for job, number in taken if job.predictor is predictor]
                 try:

@@ -41,7 +41,7 @@ class StandIns:
     def did_not(self, decision: Decision) -> None:
         """It gave no answer either, so nothing was spent."""
         if self._has_budget(decision) and decision.reason == "score":
-            self._router.spent(decision.strong_fraction, "weak", "strong")
+            self._router.spent(decision.strong_fraction, "weak", "strong", decision.arm)
 
     def settle(self, decision: Decision, answered: Route, *, stood_in: bool) -> None:
         """A request is being answered: let the budget know of what it has not counted by itself."""
@@ -52,9 +52,9 @@ class StandIns:
         if stood_in or not self._has_budget(decision):  # the router counted it when it allowed it
             return
         if decision.reason == "score" and answered != decision.route:
-            self._router.spent(decision.strong_fraction, answered, decision.route)
+            self._router.spent(decision.strong_fraction, answered, decision.route, decision.arm)
         elif decision.reason in ("router-timeout", "router-failed", "no-text") and answered == "strong":
-            self._router.spent(decision.strong_fraction, answered, None)
+            self._router.spent(decision.strong_fraction, answered, None, decision.arm)
 
     def _has_budget(self, decision: Decision) -> bool:
         """In shadow mode decisions are only recorded, and so is what they would have spent."""

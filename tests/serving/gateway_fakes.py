@@ -18,7 +18,7 @@ from serve_app.money.caps import SpendCaps
 from serve_app.money.pricing import Pricing
 from serve_app.recording.counters import LiveCounters
 from serve_app.recording.exchange import Exchange
-from serve_app.routing.decision import Decision
+from serve_app.routing.decision import Arm, Decision
 
 IDS: dict[Route, str] = {"weak": "small", "strong": "large"}
 
@@ -56,7 +56,7 @@ class FakeRouter:
         self.room -= 1
         return self.room >= 0
 
-    def spent(self, strong_fraction: float | None, answered: Route, decided: Route | None) -> None:
+    def spent(self, strong_fraction: float | None, answered: Route, decided: Route | None, arm: Arm) -> None:
         self.all_spent.append((strong_fraction, answered, decided))
 
 

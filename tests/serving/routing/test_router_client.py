@@ -215,14 +215,14 @@ def test_a_router_that_hangs_costs_the_deadline_and_those_that_wait_for_it_a_few
 
 def test_what_was_spent_otherwise_is_said_with_the_next_call_once() -> None:
     async def run(handle: Handle, router: DeployedRouter) -> None:
-        router.spent(0.3, "weak", "strong")
-        router.spent(None, "strong", None)
+        router.spent(0.3, "weak", "strong", "canary")
+        router.spent(None, "strong", None, "main")
         for text in "ab":
             task = ask(router, text)
             await settled()
             handle.calls[-1].finish()
             await task
-        assert [call.spent for call in handle.calls] == [[Spent(0.3, "weak", "strong"), Spent(None, "strong", None)], []]
+        assert [call.spent for call in handle.calls] == [[Spent(0.3, "weak", "strong", "canary"), Spent(None, "strong", None)], []]
 
     scenario(1, run)
 

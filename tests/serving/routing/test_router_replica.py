@@ -3,118 +3,15 @@
 import asyncio
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
-from tiny_router import SCRATCH, make_card
+from router_fakes import WINDOW, FakePredictor, Replica, budgets_of, main_router, replica, user_config
 
-from firewall_ray.config.router import RouterConfig, ScoringConfig
-from firewall_ray.config.serving import BudgetControlConfig
 from firewall_ray.errors import ModelError
-from firewall_ray.policy import QuantileTable
-from firewall_ray.router.card import RouterCard
-from firewall_ray.router.predict import Scored
-from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.tasks.base import prompt_id
 from serve_app.crossing import ReplicaFailed
-from serve_app.routing.decision import Decision, DecisionRequest, Spent
-from serve_app.routing.replica import Router, RouterUserConfig
-
-WINDOW = 200
-
-
-@dataclass(eq=False)
-class FakePredictor:
-    """A prompt's score is the number in it, plus `offset`. The calibration sample has 0.00 to 0.99.
-
-    s_a_text: how long each takes. held: while it is set, scores are not given out. num_calls, num_texts: asked for so far.
-    """
-
-    version: str
-    offset: float = 0.0
-    s_a_text: float = 0.0
-    held: threading.Event | None = None
-    num_calls: int = 0
-    num_texts: int = 0
-
-    @property
-    def card(self) -> RouterCard:
-        quantiles = QuantileTable.from_scores([self.offset + i / 100 for i in range(100)])
-        template = f"{self.version}: {{question}}"
-        update: dict[str, Any] = {"version": self.version, "quantiles": quantiles, "prompt_template": template}
-        return make_card(RouterConfig(backbone=SCRATCH)).model_copy(update=update)
-
-    def score(self, prompts: list[str]) -> Scored:
-        if self.held is not None:
-            self.held.wait()
-        time.sleep(self.s_a_text * len(prompts))
-        self.num_calls += 1
-        self.num_texts += len(prompts)
-        return Scored(np.array([float(prompt.split()[-1]) + self.offset for prompt in prompts]), np.zeros(len(prompts), bool))
-
-
-@dataclass
-class Metrics:
-    values: dict[tuple[str, str], float] = field(default_factory=dict)
-
-    def __call__(self, name: str, value: float, tags: dict[str, str]) -> None:
-        self.values[name, "".join(tags.values())] = value
-
-
-class Memory:
-    """In place of the cluster's, which all replicas share."""
-
-    def __init__(self) -> None:
-        self.value: dict[str, Any] | None = None
-
-    def get(self) -> dict[str, Any] | None:
-        return self.value
-
-    def put(self, value: dict[str, Any]) -> None:
-        self.value = value
-
-
-class Replica(Router):
-    """With predictors in place of the store's routers."""
-
-    def __init__(self, budget_control: BudgetControlConfig | None = None) -> None:
-        card = make_card(RouterConfig(backbone=SCRATCH))
-        super().__init__(ArtifactStore("nowhere"), ScoringConfig(), (card.weak, card.strong), 0, budget_control, "refuse")
-        self.predictors = {"soft_block": FakePredictor("one"), "hard_block": FakePredictor("two", offset=10)}
-        self._metrics = self.seen = Metrics()  # type: ignore[assignment]
-        self._last_applied = self.memory = Memory()  # type: ignore[assignment]
-
-    def _load(self, wanted: RouterUserConfig) -> Any:
-        if wanted.router not in self.predictors:
-            raise ModelError(f"there is no {wanted.router}")
-        found = self.predictors[wanted.router]
-        if wanted.version not in (None, found.version):
-            raise ModelError(f"version {found.version}, not {wanted.version}")
-        return found
-
-    async def decide(self, texts: list[str], target: float | None, are_questions: bool, counts: bool = False) -> list[Decision]:
-        (decided,) = await self.decide_all([DecisionRequest(texts, target, are_questions, counts)])
-        if isinstance(decided, Exception):
-            raise decided
-        return decided
-
-    async def share_strong(self, scores: list[float], target: float | None = None) -> float:
-        """Of as many requests, one after the other."""
-        decisions = [(await self.decide([str(score)], target, True, True))[0] for score in scores]
-        return float(np.mean([decision.route == "strong" for decision in decisions]))
-
-
-def user_config(router: str = "soft_block", strong_fraction: float = 0.5) -> dict[str, Any]:
-    return {"router": router, "strong_fraction": strong_fraction}
-
-
-async def replica(window: int | None = WINDOW, **config: Any) -> Replica:
-    made = Replica(None if window is None else BudgetControlConfig(window=window))
-    await made.reconfigure(user_config(**config))
-    return made
-
+from serve_app.routing.decision import DecisionRequest, Spent
 
 # Budget control ------------------------------------------------------------------------------------------------------
 
@@ -135,7 +32,7 @@ def test_a_decision_names_the_target_and_the_threshold_that_it_met() -> None:
         await router.share_strong([5.0] * 30)
         (decision,) = await router.decide(["5.0"], None, True, True)
         assert decision.strong_fraction == 0.5
-        assert decision.threshold != router._predictor.card.quantiles.threshold(0.5).value  # type: ignore[union-attr]
+        assert decision.threshold != main_router(router).predictor.card.quantiles.threshold(0.5).value
 
     asyncio.run(test())
 
@@ -157,8 +54,7 @@ def test_a_request_of_several_prompts_is_one_decision() -> None:
     async def test() -> None:
         router = await replica()
         await router.decide(["0.9", "0.1", "0.8"], None, True, True)
-        assert router._budgets is not None
-        assert router._budgets.budget(0.5).surplus == 0.5  # one, strong, where a half was due
+        assert budgets_of(router).budget(0.5).surplus == 0.5  # one, strong, where a half was due
 
     asyncio.run(test())
 
@@ -179,13 +75,12 @@ def test_a_swapped_router_begins_anew_and_another_default_does_not() -> None:
     async def test() -> None:
         router = await replica()
         await router.share_strong([5.0] * WINDOW)
-        held = router._budgets
+        held = budgets_of(router)
         await router.reconfigure(user_config(strong_fraction=0.3))
-        assert router._budgets is held
-        assert held is not None
+        assert budgets_of(router) is held
         assert held.default == 0.3
         await router.reconfigure(user_config("hard_block", strong_fraction=0.3))
-        assert router._budgets is not held
+        assert budgets_of(router) is not held
         # By the new card, at once: 0.3 of 10.00 to 10.99.
         (decision,) = await router.decide(["0.5"], None, True, True)
         assert decision.threshold == pytest.approx(10.3, abs=0.02)
@@ -196,14 +91,13 @@ def test_a_swapped_router_begins_anew_and_another_default_does_not() -> None:
 def test_a_replica_says_whether_there_is_room_for_a_stand_in_and_is_told_what_was_spent_otherwise() -> None:
     async def test() -> None:
         router = await replica(strong_fraction=0.5)
-        assert router._budgets is not None
-        allowed = [await router.may_stand_in(None, False) for _ in range(10)]
+        allowed = [await router.may_stand_in(None, False, "main") for _ in range(10)]
         # max_step is 1/3, and each takes half a call of surplus: 0.5, 1/3, and at 1/6 it is less than half of the target.
         assert allowed == [True, True] + [False] * 8
         await router.decide_all([], [Spent(None, "weak", "strong"), Spent(0.2, "strong", None)])
-        assert (router._budgets.budget(0.5).surplus, router._budgets.budget(0.2).surplus) == (0.0, 0.8)
+        assert (budgets_of(router).budget(0.5).surplus, budgets_of(router).budget(0.2).surplus) == (0.0, 0.8)
         unlimited = await replica(window=None)
-        assert await unlimited.may_stand_in(0.2, True)
+        assert await unlimited.may_stand_in(0.2, True, "main")
         await unlimited.decide_all([], [Spent(None, "weak", "strong")])
 
     asyncio.run(test())
@@ -293,7 +187,7 @@ def test_requests_of_before_and_after_a_swap_are_scored_each_by_its_own_router()
         calls = [(one, ["0.1", "0.5"]), (two, ["0.2"]), (one, ["0.3"]), (two, ["0.4", "0.6"])]
 
         async def scored(predictor: Any, prompts: list[str]) -> list[float]:
-            with router._slices.scoring(predictor, [prompts]) as (scores,):
+            with router._slices.scoring([(predictor, prompts)]) as (scores,):
                 return [float(each) for each in (await scores).p_weak.round(3)]
 
         found = await asyncio.gather(*(scored(*call) for call in calls))

@@ -8,7 +8,7 @@ from handmade import make_config
 from relabel_parts import serve_file, user_config
 
 from firewall_ray.config.run import RunConfig
-from serve_app.routing.replica import RouterUserConfig
+from serve_app.routing.arms import RouterUserConfig
 
 
 @pytest.fixture

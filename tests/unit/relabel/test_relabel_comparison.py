@@ -14,7 +14,7 @@ from firewall_ray.evaluation.inputs import LabelledQueries, RouterScores
 from firewall_ray.relabel.comparison import compare, is_better, load_comparison, run_comparison
 from firewall_ray.relabel.stores import FoldedStore, RoundStore
 from firewall_ray.store.layout import ArtifactStore
-from serve_app.routing.replica import RouterUserConfig
+from serve_app.routing.arms import RouterUserConfig
 
 # 20 queries that only the strong model solves, 20 that both do. Strong calls for the former first: PGR at f = 0, 0.1, ... is
 # min(1, 2 f), whose trapezoid is 0.1 (0.2 + 0.4 + 0.6 + 0.8 + 5 + 0.5) = 0.75. The latter first: max(0, 2 f - 1), 0.25.
