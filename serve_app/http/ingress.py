@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from ray import serve
@@ -91,17 +91,15 @@ class Ingress:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Serve ends it once the replica's last request is answered, and waits for it."""
-        telling = [asyncio.create_task(self._places.tell_forever())]
-        if self._caps is not None:
-            telling.append(asyncio.create_task(self._caps.tell_forever()))
-        yield
-        for each in telling:
-            each.cancel()
-        if self._caps is not None:
-            await self._caps.close()
-        await asyncio.to_thread(self._threaded.close)
-        if self._log is not None:
-            await asyncio.to_thread(self._log.close)
+        async with AsyncExitStack() as closing:  # each, whatever befalls the others; the last first
+            if self._log is not None:
+                closing.push_async_callback(asyncio.to_thread, self._log.close)
+            closing.push_async_callback(asyncio.to_thread, self._threaded.close)
+            if self._caps is not None:
+                closing.push_async_callback(self._caps.close)
+                closing.callback(asyncio.create_task(self._caps.tell_forever()).cancel)
+            closing.callback(asyncio.create_task(self._places.tell_forever()).cancel)
+            yield
 
 
 def asgi_app(

@@ -10,6 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from firewall_ray.config.serving import ServingConfig
+from serve_app.calls import cancel
 from serve_app.models.answers import (
     Answer,
     Endpoint,
@@ -72,10 +73,10 @@ class DeployedModel:
                 with self._watch.waiting(deadline):
                     first = await (anext(call) if streams else call)
         except asyncio.CancelledError:  # the client left
-            call.cancel()
+            cancel(call)
             raise
         except TimeoutError as e:
-            call.cancel()
+            cancel(call)
             raise self._unavailable("dead" if self._watch.is_dead else "timeout") from e
         except Exception as e:
             raise self._unavailable(_why(e)) from e
@@ -86,7 +87,7 @@ class DeployedModel:
         assert isinstance(first, StreamPart)
 
         async def release() -> None:
-            call.cancel()  # does nothing to a stream that ended; else the client left, and the model shall stop
+            cancel(call)  # does nothing to a stream that ended; else the client left, and the model shall stop
 
         answer = Answer(200, b"", model_s=first.model_s, release=release)
         answer.body = _chunks(first, in_time(call, self._serving.token_timeout_s, self._serving.stream_timeout_s), answer)

@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from firewall_ray.config.serving import Route
 from firewall_ray.schemas import PROMPT_TEMPLATE
 from firewall_ray.tasks.base import prompt_id
+from serve_app.calls import cancel
 from serve_app.routing.decision import Arm, Decision, DecisionRequest, Spent
 from serve_app.routing.pace import Pace, cost
 
@@ -92,7 +93,7 @@ class DeployedRouter:
             async with asyncio.timeout(timeout_s):
                 return bool(await response)
         except (TimeoutError, asyncio.CancelledError):
-            response.cancel()
+            cancel(response)
             raise
 
     def spent(self, strong_fraction: float | None, answered: Route, decided: Route | None, arm: Arm) -> None:
@@ -168,7 +169,7 @@ class _Lane:
             nonlocal remaining
             remaining -= 1
             if answer.cancelled() and remaining == 0:
-                response.cancel()
+                cancel(response)
                 this.cancel()  # the above is a request that a replica which hangs does not hear
 
         for each in asked:
@@ -181,7 +182,7 @@ class _Lane:
             for timeout_s in (max(each.timeout_s for each in asked), LATE_S):
                 await asyncio.wait({answering}, timeout=timeout_s)
             if not answering.done():
-                response.cancel()
+                cancel(response)
                 answering.cancel()
                 raise TimeoutError("the router gave no answer in time")
             results = answering.result()

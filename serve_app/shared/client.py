@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.calls import cancel
+
 TELL_EVERY_S = 1.0  # each ingress replica, also when it has nothing new
 Question = Literal["recall", "claim", "enter", "leave", "tell", "settle"]  # methods of `shared.replica.SharedReplica`
 # What is told again and again, and by which an ingress replica finds out that the shared one is back.
@@ -31,7 +33,7 @@ class SharedState:
             async with asyncio.timeout(self._timeout_s):
                 answer = await call
         except Exception as e:  # whatever befell it, the router and the models can still answer
-            call.cancel()
+            cancel(call)
             if self._is_up:  # once an outage, not once a request
                 logger.warning(
                     "The replica that ingress replicas share gives no answer (%s): each goes by what it knows itself.",

@@ -65,6 +65,7 @@ def test_no_conversation_sees_both_models(url: str, served: Served) -> None:
 
     stats = {httpx.get(f"{url}/stats", timeout=60).json()["replica"] for _ in range(40)}
     assert len(stats) > 1  # else nothing was tested
-    assert {len({route for route, _ in answers}) for answers in seen.values()} == {1}
+    # After a router that gave no answer in time the next turn asks it again, so it must have given one.
     assert {reason for answers in seen.values() for _, reason in answers} == {"score", "sticky"}
+    assert {len({route for route, _ in answers}) for answers in seen.values()} == {1}
     assert {route for answers in seen.values() for route, _ in answers} == {"weak", "strong"}

@@ -113,7 +113,10 @@ class Call:
         return self._answer.__await__()
 
     def cancel(self) -> None:
+        """As Serve's own, which raises what befell a call that got no replica."""
         self.cancelled = True
+        if self._answer.cr_frame is None:  # type: ignore[attr-defined]  # a coroutine that has ended
+            raise RuntimeError("there is no such deployment any more")
 
 
 class Handle:
@@ -143,7 +146,9 @@ async def hangs(answer: Awaitable[Any]) -> Any:
 
 
 @pytest.mark.parametrize("mood", [raises, hangs])
-def test_a_shared_replica_that_does_not_answer_costs_no_request_its_answer(mood: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shared_replica_that_does_not_answer_or_is_gone_costs_no_request_its_answer(
+    mood: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     handle = Handle()
     shared = SharedState(handle, timeout_s=0.05)  # type: ignore[arg-type]
 
