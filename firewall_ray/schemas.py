@@ -167,6 +167,7 @@ DECISIONS = pa.schema(
         pa.field("total_s", pa.float64()),  # and to the last
         pa.field("key_name", pa.string()),  # who asked, as the config calls the API key
         optional("cost_usd", pa.float64()),  # of the answer, by serving.prices; estimated where it was not seen to its end
+        optional("arm", pa.string()),  # main, or canary where another router or fraction had this share of the traffic
         pa.field("text", pa.string()),  # what the router read, before its template; null unless decision_log.keep_text
     ]
 )

@@ -5,15 +5,14 @@ Runs in the ingress' event loop, which alone writes and reads. Ray's metrics hav
 
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
 from typing import Any
 
 from firewall_ray.config.serving import Route
 from serve_app.money.balance import Balance
+from serve_app.recording.arms import LATENCY_WINDOW, ArmsSeen, percentiles
 from serve_app.recording.exchange import Exchange
 from serve_app.recording.fractions import RecentFractions
 
-LATENCY_WINDOW = 1_000
 ROUTES: tuple[Route, ...] = ("weak", "strong")
 
 
@@ -35,6 +34,7 @@ class LiveCounters:
         # All of them from the beginning, so that the page need not ask whether there is one.
         self._tokens: dict[Route, Counter[str]] = {route: Counter(prompt=0, completion=0) for route in ROUTES}
         self._fractions = RecentFractions()
+        self._arms = ArmsSeen()
         self._total_s: deque[float] = deque(maxlen=LATENCY_WINDOW)
         self._router_s: deque[float] = deque(maxlen=LATENCY_WINDOW)
 
@@ -44,6 +44,7 @@ class LiveCounters:
         self._by_status[str(exchange.status)] += 1
         self._num_fallbacks += exchange.fallback is not None
         self._fractions.add(exchange)
+        self._arms.add(exchange)
         if exchange.decision is not None:
             self._by_reason[exchange.decision.reason] += 1
         if exchange.decided is not None:
@@ -66,7 +67,7 @@ class LiveCounters:
     def snapshot(self, key_name: str | None = None) -> dict[str, Any]:
         """JSON. Counts since `since` (Unix seconds); fractions and latencies (seconds) over the last 1,000 requests they
         are known of, None before the first. by_route: who answered. routed: a score decided, chosen: what it said. money: None
-        without prices. key_name: of who asks.
+        without prices. arms: None without a canary. key_name: of who asks.
         """
         return {
             "replica": self._replica,
@@ -79,18 +80,12 @@ class LiveCounters:
             "chosen": {route: self._decided[route] for route in ROUTES},
             "strong_fraction": self._fractions.realised,
             "target_strong_fraction": self._fractions.target,
+            "arms": self._arms.snapshot(),
             "fallbacks": self._num_fallbacks,
             "strong_calls_avoided": self._num_avoided,
             "estimated_saving_usd": None if self._balance is None else self._saving_usd,
             "money": None if self._balance is None else self._balance.snapshot(key_name),
             "tokens": {route: dict(counts) for route, counts in self._tokens.items()},
-            "latency_s": _percentiles(self._total_s),
-            "router_s": _percentiles(self._router_s),
+            "latency_s": percentiles(self._total_s),
+            "router_s": percentiles(self._router_s),
         }
-
-
-def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
-    """Nearest rank: the smallest value that so many percent do not exceed."""
-    ordered = sorted(values)
-    # -(-a // b) is a / b rounded up, in whole numbers.
-    return {f"p{p}": ordered[-(-len(ordered) * p // 100) - 1] if ordered else None for p in (50, 90)}

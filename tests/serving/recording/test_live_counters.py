@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from gateway_fakes import FakeRouter, Fakes
 
+from firewall_ray.config.serving import Route
 from serve_app.recording.counters import LiveCounters
 from serve_app.recording.exchange import Exchange
-from serve_app.routing.decision import Decision
+from serve_app.routing.decision import Arm, Decision
 
 PRICES = {"weak": {"prompt": 1, "completion": 2}, "strong": {"prompt": 10, "completion": 30}}
 
@@ -65,3 +66,30 @@ def test_nothing_that_a_client_wrote_is_in_the_counters() -> None:
     fakes.chat("Zyxwvutopia")
     fakes.chat("Zyxwvutopia", model="Zyxwvutopia")
     assert "Zyxwvutopia" not in str(stats(fakes))
+
+
+def test_the_canary_stands_beside_the_router_from_its_first_request_on() -> None:
+    counters = LiveCounters(is_priced=True)
+
+    def decided(arm: Arm, route: Route, target: float, status: int = 200) -> None:
+        decision = Decision(route, "score", 0.5, 0.4, f"of-{arm}", False, target, arm=arm)
+        counters.record(Exchange("chat", decision=decision, answered_by=route, status=status, total_s=0.2, cost_usd=0.004))
+
+    decided("main", "strong", 0.3)
+    assert counters.snapshot()["arms"] is None
+    decided("canary", "strong", 0.5)
+    decided("main", "weak", 0.3)
+    decided("canary", "weak", 0.5, status=503)
+    counters.record(Exchange("chat", decision=Decision("weak", "requested"), answered_by="weak", status=200))
+    priced = {"usd_per_1000_requests": pytest.approx(4), "latency_s": {"p50": 0.2, "p90": 0.2}}
+    assert counters.snapshot()["arms"] == {
+        "main": {"router": "of-main", "requests": 1, "failed": 0, "strong_fraction": 0, "target_strong_fraction": 0.3, **priced},
+        "canary": {
+            "router": "of-canary",
+            "requests": 2,
+            "failed": 1,
+            "strong_fraction": 0.5,
+            "target_strong_fraction": 0.5,
+            **priced,
+        },
+    }
