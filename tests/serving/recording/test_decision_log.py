@@ -143,6 +143,7 @@ def test_a_row_says_what_happened(dataset: Dataset) -> None:
         "total_s": 2.0,
         "key_name": "team-a",
         "cost_usd": 0.25,
+        "arm": "main",
         "text": None,
     }
 
