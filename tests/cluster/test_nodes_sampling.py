@@ -13,7 +13,7 @@ from firewall_ray.stages.prepare_queries import run_prepare_queries
 from firewall_ray.store.layout import ArtifactStore
 from firewall_ray.store.parts import parts_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 NUM_QUERIES = 480
 BATCH = 16

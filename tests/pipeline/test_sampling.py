@@ -159,6 +159,7 @@ def test_an_engine_that_dies_at_every_start_ends_the_job_with_the_reason(ray_clu
     assert store.samples("weak").state() == "unfinished"
 
 
+@pytest.mark.long  # tests/cluster/test_killed_ten_times.py kills drivers too, of all stages
 def test_a_killed_driver_leaves_work_that_the_next_run_completes(tmp_path: Path) -> None:
     _, store = prepared(tmp_path / "run", 360, batch_size=16)
     config_file = tmp_path / "config.yaml"
