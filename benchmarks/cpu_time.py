@@ -5,6 +5,8 @@ import re
 import psutil
 
 REPLICA = re.compile(r"ray::ServeReplica:(.+?)(?:\.\w+)?$")
+# Beside Ray: see serving_peers.py.
+PEERS = {"vllm.entrypoints.openai.api_server": "vllm", "litellm": "litellm"}
 OTHERS = {"ProxyActor": "proxy", "ServeController": "controller", "raylet": "raylet", "gcs_server": "gcs", "haproxy": "proxy"}
 
 
@@ -30,6 +32,15 @@ def _kind(process: psutil.Process) -> str | None:
         return found.group(1)
     if title.startswith("VLLM::"):
         for parent in process.parents():
-            if found := REPLICA.match(" ".join(parent.cmdline()).strip()):
+            title_of_parent = " ".join(parent.cmdline()).strip()
+            if found := REPLICA.match(title_of_parent):
                 return f"{found.group(1)} engine"
+            if peer := _peer(title_of_parent):
+                return f"{peer} engine"
+    if peer := _peer(title):
+        return peer
     return next((name for marker, name in OTHERS.items() if marker in title.split(" -")[0]), None)
+
+
+def _peer(title: str) -> str | None:
+    return next((name for marker, name in PEERS.items() if marker in title), None)

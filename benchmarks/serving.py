@@ -15,6 +15,7 @@ import statistics
 import urllib.request
 from collections import defaultdict
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -25,6 +26,7 @@ from cpu_time import cpu_seconds
 from http_load import Load, Measured, ceiling, load_process, run_load
 from rich.console import Console
 from rich.table import Table
+from serving_peers import peers
 
 from firewall_ray.cluster.connect import connected
 from firewall_ray.config.models import VllmModelConfig
@@ -89,14 +91,13 @@ def bodies(questions: list[str], model: str, *, streams: bool) -> list[bytes]:
     return [json.dumps({**options, "messages": [{"role": "user", "content": question}]}).encode() for question in questions]
 
 
-def load_of(cell: Cell, url: str, questions: list[str], weak: str, duration_s: float) -> Load:
+def load_of(cell: Cell, urls: dict[str, str], questions: list[str], weak: str, duration_s: float) -> Load:
     """Of one cell. An answer of the firewall that no score decided counts as a failure."""
+    model, expected = weak, {}
     if cell.endpoint == FIREWALL:
-        prefix, model, expected = "", FIREWALL, {"x-firewall-route": "weak", "x-firewall-reason": "score"}
-    else:
-        prefix, model, expected = f"/{PLAIN}", weak, {}
+        model, expected = FIREWALL, {"x-firewall-route": "weak", "x-firewall-reason": "score"}
     return Load(
-        f"{url}{prefix}/v1/chat/completions",
+        f"{urls[cell.endpoint]}/v1/chat/completions",
         bodies(questions, model, streams=cell.streams),
         cell.concurrency,
         duration_s,
@@ -117,7 +118,18 @@ def compare(samples: dict[Cell, list[Sample]], concurrency: int, streams: bool) 
         for ours, theirs in pairs
     ]
     more_ms, first_ms, ratio = (statistics.median(column) for column in zip(*each, strict=True))
-    return {"p50_more_ms": round(more_ms, 2), "first_byte_p50_more_ms": round(first_ms, 2), "requests_per_s_ratio": round(ratio, 3)}
+    ratios = sorted(ratio for _, _, ratio in each)
+    cpu_ms = [
+        statistics.median(sum(sample.cpu_ms.values()) for sample in samples[Cell(e, concurrency, streams)])
+        for e in (FIREWALL, PLAIN)
+    ]
+    return {
+        "p50_more_ms": round(more_ms, 2),
+        "first_byte_p50_more_ms": round(first_ms, 2),
+        "requests_per_s_ratio": round(ratio, 3),
+        "requests_per_s_ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "cpu_ms_more": round(ours_ms - theirs_ms, 2),
+    }
 
 
 def row(cell: Cell, samples: list[Sample]) -> dict[str, Any]:
@@ -153,9 +165,11 @@ def show(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
     console.print(table)
     for each in comparisons:
         kind = "streamed" if each["streams"] else "whole"
+        low, high = each["requests_per_s_ratio_range"]
         console.print(
             f"{each['concurrency']:>2} clients, {kind}: p50 {each['p50_more_ms']:+.1f} ms, first byte "
-            f"{each['first_byte_p50_more_ms']:+.1f} ms, requests/s {each['requests_per_s_ratio']:.2f} of the plain endpoint's"
+            f"{each['first_byte_p50_more_ms']:+.1f} ms, CPU {each['cpu_ms_more']:+.1f} ms a request, requests/s "
+            f"{each['requests_per_s_ratio']:.2f} of the plain endpoint's, {low:.2f} to {high:.2f} by round"
         )
 
 
@@ -182,6 +196,8 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.5, help="Of a cell in a round.")] = 6.0,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     settings: Annotated[bool, typer.Option(help="The Serve settings of `make serve`, for both endpoints; else Ray's own.")] = True,
+    alone: Annotated[bool, typer.Option(help="Also vLLM's own server alone.")] = False,
+    litellm: Annotated[str | None, typer.Option(help="Also LiteLLM's proxy before that: its command.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON with every figure.")] = None,
 ) -> None:
     """Print p50, p90, p99, first byte, requests/s and failures of both endpoints, and how the firewall's compare."""
@@ -193,17 +209,18 @@ def main(
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     queries = ArtifactStore(run_config.root).queries().read(["query_id", "question", "split"]).to_pylist()
-    with load_process() as executor, connected(run_config.ray):
+    key = run_config.pair.weak
+    weak = run_config.models[key]
+    assert isinstance(weak, VllmModelConfig)
+    with load_process() as executor, connected(run_config.ray), ExitStack() as stack:
         serve_both(run_config, port)
+        urls = {FIREWALL: url, PLAIN: f"{url}/{PLAIN}"}
+        if alone or litellm is not None:
+            urls |= stack.enter_context(peers(key, weak, litellm))
         questions = weak_questions(url, [query["question"] for query in queries if query["split"] == "test"][: 2 * NUM_QUESTIONS])
         print(f"up; {len(questions)} questions that the router sends to the weak model", flush=True)
-        cells = [
-            Cell(endpoint, clients, streams)
-            for clients in concurrency
-            for streams in (False, True)
-            for endpoint in (FIREWALL, PLAIN)
-        ]
-        loads = {cell: load_of(cell, url, questions, run_config.pair.weak, seconds) for cell in cells}
+        cells = [Cell(endpoint, clients, streams) for clients in concurrency for streams in (False, True) for endpoint in urls]
+        loads = {cell: load_of(cell, urls, questions, key, seconds) for cell in cells}
         samples = measure(executor, loads, rounds)
         most = executor.submit(ceiling, max(concurrency), bodies(questions, FIREWALL, streams=False)[0], bytes(500)).result()
     rows = [row(cell, samples[cell]) for cell in cells]

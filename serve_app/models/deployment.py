@@ -49,7 +49,7 @@ def llm_config(
             "max_surge_percent": serving.max_surge_percent,
             **({"request_router_config": RequestRouterConfig(request_router_class=ConsistentHashRouter)} if sticky else {}),
         },
-        runtime_env={"env_vars": {**REPLICA_SETTINGS, **_environment(model)}},
+        runtime_env={"env_vars": {**REPLICA_SETTINGS, **environment(model)}},
     )
 
 
@@ -67,7 +67,8 @@ def engine_kwargs(model: VllmModelConfig, as_sampled: Mapping[str, Any]) -> dict
     return {**kwargs, **as_sampled, **model.engine_kwargs}
 
 
-def _environment(model: VllmModelConfig) -> dict[str, str]:
+def environment(model: VllmModelConfig) -> dict[str, str]:
+    """Variables of the engine's process."""
     if model.device == "gpu":
         return {}
     return {
