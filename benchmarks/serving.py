@@ -119,10 +119,10 @@ def compare(samples: dict[Cell, list[Sample]], concurrency: int, streams: bool) 
     ]
     more_ms, first_ms, ratio = (statistics.median(column) for column in zip(*each, strict=True))
     ratios = sorted(ratio for _, _, ratio in each)
-    cpu_ms = [
+    ours_ms, theirs_ms = (
         statistics.median(sum(sample.cpu_ms.values()) for sample in samples[Cell(e, concurrency, streams)])
         for e in (FIREWALL, PLAIN)
-    ]
+    )
     return {
         "p50_more_ms": round(more_ms, 2),
         "first_byte_p50_more_ms": round(first_ms, 2),

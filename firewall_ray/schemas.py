@@ -168,6 +168,7 @@ DECISIONS = pa.schema(
         pa.field("key_name", pa.string()),  # who asked, as the config calls the API key
         optional("cost_usd", pa.float64()),  # of the answer, by serving.prices; estimated where it was not seen to its end
         optional("arm", pa.string()),  # main, or canary where another router or fraction had this share of the traffic
+        optional("request_id", pa.string()),  # as x-request-id in the answer's header, in the log and in the trace
         pa.field("text", pa.string()),  # what the router read, before its template; null unless decision_log.keep_text
     ]
 )

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
@@ -77,7 +78,8 @@ class Gateway:
 
     async def answer(self, endpoint: Endpoint, request: Request) -> Response:
         """A chat or a completion: decided, answered and recorded. To be cancelled when the client leaves, as Ray Serve does."""
-        exchange = Exchange(endpoint, key_name=request.scope.get("state", {}).get("key_name"))
+        state = request.scope.get("state", {})
+        exchange = Exchange(endpoint, state.get("key_name"), state.get("request_id"))
         try:
             response = await self._answer(exchange, request)
         except asyncio.CancelledError:
@@ -114,8 +116,7 @@ class Gateway:
 
         decision = exchange.decision = await self._decide_request(exchange, options, text, conversation)
         exchange.router_s = exchange.elapsed_s()
-        session = None if conversation is None else conversation.key.hex()
-        answer = await self._ask(exchange, decision, body, parsed, session, streams=streams)
+        answer = await self._ask(exchange, decision, body, parsed, conversation and conversation.key.hex(), streams=streams)
         exchange.first_byte_s = exchange.elapsed_s()  # of a whole answer, this is its last byte too
         exchange.model_s, exchange.usage = answer.model_s, answer.usage
 
@@ -129,10 +130,7 @@ class Gateway:
 
         exchange.status = CLIENT_LEFT  # until the last chunk came
 
-        async def over() -> None:
-            await self._stream_over(exchange, answer)
-
-        return Events(self._relayed(exchange, answer.body, parsed), over, headers)
+        return Events(self._relayed(exchange, answer.body, parsed), partial(self._stream_over, exchange, answer), headers)
 
     async def route(self, parsed: dict[str, Any], headers: Mapping[str, str]) -> list[Decision]:
         """The decisions alone: of a chat's body one, of a completion's one for each of its prompts. Nothing is recorded."""

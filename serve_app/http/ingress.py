@@ -25,6 +25,7 @@ from serve_app.http.openapi import docs_response, openapi_response
 from serve_app.http.page import page_response
 from serve_app.http.places import KeyPlaces
 from serve_app.http.readiness import Readiness
+from serve_app.http.request_ids import RequestIds
 from serve_app.http.without_chunks import WithoutChunks
 from serve_app.logs import warnings_at_once
 from serve_app.models.client import DeployedModel, ModelClient
@@ -183,7 +184,7 @@ def asgi_app(
             Path("/health", health),
             Path("/ready", ready),
         ],
-        middleware=[Middleware(WithoutChunks), Middleware(Admission, serving, on_refused, places)],
+        middleware=[Middleware(RequestIds), Middleware(WithoutChunks), Middleware(Admission, serving, on_refused, places)],
         lifespan=lifespan,
     )
     add_error_handlers(app)

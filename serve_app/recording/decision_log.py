@@ -159,6 +159,7 @@ def row_of(exchange: Exchange, *, keep_text: bool) -> Row:
         exchange.key_name,
         exchange.cost_usd,
         decision.arm,
+        exchange.request_id,
         # JSON may hold half a surrogate pair, UTF-8 may not.
         text and text.encode("utf-8", "replace").decode(),
     )

@@ -21,11 +21,13 @@ class Exchange:
     answered_by: the model that answered; not decision.route after a fallback, whose cause is `fallback`.
     work: tokens that it may come to, for which it was let in (work.py).
     first_byte_s: from arrival to the model's first byte. model_s: of that, in the model's replica.
+    request_id: the client's, or Ray Serve's.
     num_bytes: of the request. cost_usd, saved_usd: see `serve_app/money/pricing.py`; saved_usd where a score decided, in force.
     """
 
     endpoint: Endpoint
     key_name: str | None = None
+    request_id: str | None = None
     streams: bool = False
     work: int = 0
     text: str | None = None

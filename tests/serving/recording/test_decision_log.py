@@ -116,6 +116,7 @@ def test_a_row_says_what_happened(dataset: Dataset) -> None:
         total_s=2.0,
         usage=Usage(7, 3),
         cost_usd=0.25,
+        request_id="req-1",
         began_at=1_700_000_000.5,
     )
     with logging_to(dataset) as (log, _):
@@ -144,6 +145,7 @@ def test_a_row_says_what_happened(dataset: Dataset) -> None:
         "key_name": "team-a",
         "cost_usd": 0.25,
         "arm": "main",
+        "request_id": "req-1",
         "text": None,
     }
 
