@@ -27,7 +27,7 @@ from serve_app.models.deployment import llm_config
 from serve_app.models.replica import ModelServer
 from serve_app.routing.replica import router_deployment
 from serve_app.routing.request import FIREWALL, is_reserved
-from serve_app.serve_settings import REPLICA_SETTINGS
+from serve_app.serve_settings import replica_environment
 from serve_app.shared.replica import shared_deployment
 
 # The ingress refuses what is too much itself, in OpenAI's shape (`serving.max_in_flight`), before Serve would.
@@ -82,7 +82,7 @@ def compose(config: RunConfig) -> Application:
         ray_actor_options={
             "num_cpus": 1,  # one event loop: more it cannot use
             "resources": serving.node_resources,
-            "runtime_env": {"env_vars": REPLICA_SETTINGS},
+            "runtime_env": {"env_vars": replica_environment()},
         },
         autoscaling_config={
             "min_replicas": serving.ingress_replicas.min,

@@ -23,6 +23,7 @@ from serve_app.models.client import ModelClient
 from serve_app.models.token_ids import texts_of_ids
 from serve_app.money.pricing import Pricing
 from serve_app.recording.exchange import Exchange, Observer
+from serve_app.recording.spans import span_asks
 from serve_app.routing.client import RouterClient
 from serve_app.routing.conversations import HEADER, Conversation, KnownConversations, conversation_of, first_turn
 from serve_app.routing.decision import OTHER, Decision, Reason, certain
@@ -103,6 +104,7 @@ class Gateway:
         parsed = parsed_object(body)
         streams = exchange.streams = wants_stream(parsed)
         options = routing_options(parsed.get("model"), request.headers, self.ids)
+        span_asks(exchange.endpoint, parsed, streams=streams)
         text = self._text_of(exchange.endpoint, parsed)
         exchange.work = self._work.begin(parsed, exchange.key_name)  # before the router reads prompts that no model will
         if options.route is None:

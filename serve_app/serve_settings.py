@@ -6,6 +6,8 @@ Ray Serve reads them when it is imported, in every process. `apply` sets them fo
 
 import os
 
+from serve_app import otlp
+
 SETTINGS = {
     # A replica's code and its handles share one event loop instead of three threads' loops, and access logs are written many
     # at a time. Nothing here blocks an event loop: the router scores in a thread.
@@ -18,6 +20,14 @@ SETTINGS = {
 # Of every replica (in its runtime_env). Replicas talk gRPC, whose own limit is 4 MiB a message: larger bodies and answers
 # came to nothing, as a 503. 2 GiB less a byte is the most that it takes; `serving.max_body_mib` is what limits bodies.
 REPLICA_SETTINGS = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1)}
+
+
+def replica_environment() -> dict[str, str]:
+    """The variables of every replica's runtime_env. Called in the driver, whose collector theirs is.
+
+    Raises ConfigError where spans cannot be sent as its variables say.
+    """
+    return {**REPLICA_SETTINGS, **otlp.passed_on(os.environ)}
 
 
 def apply() -> None:

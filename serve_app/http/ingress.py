@@ -26,20 +26,25 @@ from serve_app.http.page import page_response
 from serve_app.http.places import KeyPlaces
 from serve_app.http.readiness import Readiness
 from serve_app.http.request_ids import RequestIds
+from serve_app.http.traced import Traced
 from serve_app.http.without_chunks import WithoutChunks
 from serve_app.logs import warnings_at_once
 from serve_app.models.client import DeployedModel, ModelClient
 from serve_app.models.remote import RemoteModel
+from serve_app.models.traced import TracedModel
 from serve_app.money.caps import ANSWER_WITHIN_S, SpendCaps
 from serve_app.money.pricing import Pricing
+from serve_app.otlp import replica_tracing
 from serve_app.recording.counters import LiveCounters
 from serve_app.recording.decision_log import DecisionLog
 from serve_app.recording.exchange import Observer
+from serve_app.recording.spans import Spans
 from serve_app.recording.telemetry import Telemetry
 from serve_app.recording.threaded import ThreadedObserver
 from serve_app.routing.client import DeployedRouter
 from serve_app.routing.request import FIREWALL, routing_options
 from serve_app.shared.client import SharedState
+from serve_app.tracing import Tracing
 
 
 class Ingress:
@@ -59,12 +64,8 @@ class Ingress:
         shared: DeploymentHandle | None = None,
     ) -> None:
         warnings_at_once()
-        clients: dict[Route, ModelClient] = {
-            route: RemoteModel(ids[route], model, serving)
-            if isinstance(model, OpenAIModelConfig)
-            else DeployedModel(ids[route], model, serving)
-            for route, model in models.items()
-        }
+        self._tracing = replica_tracing()
+        clients = {route: _client(ids[route], model, serving, self._tracing) for route, model in models.items()}
         self._telemetry = telemetry = Telemetry()
         name = serve.get_replica_context().replica_id.unique_id
         # By its name the page sees that it is talking to another replica, which counts for itself.
@@ -72,6 +73,8 @@ class Ingress:
         self._threaded = ThreadedObserver(telemetry)
         # The counters stay in the event loop, which alone reads them; Ray's metrics would stop it (threaded.py).
         observers: list[Observer] = [self._threaded, self._counters]
+        if self._tracing is not None:
+            observers.append(Spans(ids))
         self._log: DecisionLog | None = None
         if serving.decision_log is not None:
             self._log = DecisionLog(decisions, serving.decision_log, telemetry.logged)
@@ -87,12 +90,15 @@ class Ingress:
         self._serving = serving
 
     async def __serve_build_asgi_app__(self) -> Starlette:
-        return asgi_app(self._gateway, self._serving, self._counters, self._telemetry.refused, self._lifespan, self._places)
+        refused = self._telemetry.refused
+        return asgi_app(self._gateway, self._serving, self._counters, refused, self._lifespan, self._places, self._tracing)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Serve ends it once the replica's last request is answered, and waits for it."""
         async with AsyncExitStack() as closing:  # each, whatever befalls the others; the last first
+            if self._tracing is not None:
+                closing.push_async_callback(asyncio.to_thread, self._tracing.close)
             if self._log is not None:
                 closing.push_async_callback(asyncio.to_thread, self._log.close)
             closing.push_async_callback(asyncio.to_thread, self._threaded.close)
@@ -103,6 +109,13 @@ class Ingress:
             yield
 
 
+def _client(name: str, model: DeploymentHandle | OpenAIModelConfig, serving: ServingConfig, tracing: Tracing | None) -> ModelClient:
+    if not isinstance(model, OpenAIModelConfig):
+        return DeployedModel(name, model, serving)
+    remote = RemoteModel(name, model, serving)
+    return remote if tracing is None else TracedModel(remote, model)
+
+
 def asgi_app(
     gateway: Gateway,
     serving: ServingConfig,
@@ -110,10 +123,12 @@ def asgi_app(
     on_refused: Callable[[int], None],
     lifespan: Lifespan[Starlette] | None = None,
     places: KeyPlaces | None = None,
+    tracing: Tracing | None = None,
 ) -> Starlette:
     """Every endpoint, around a gateway. No CORS: other sites' scripts are not let in.
 
     on_refused: is told the status of each request that is not let in, of which the gateway never hears. places: see `Admission`.
+    tracing: None where it is off.
     """
 
     async def chat(request: Request) -> Response:
@@ -169,6 +184,9 @@ def asgi_app(
             return error_response(503, f"Not ready: {described}.", code="not_ready", headers={"retry-after": "5"})
         return JSONResponse({"status": "ready"})
 
+    middleware = [Middleware(RequestIds), Middleware(WithoutChunks), Middleware(Admission, serving, on_refused, places)]
+    if tracing is not None:
+        middleware.append(Middleware(Traced, tracing))
     app = Starlette(
         routes=[
             Path("/v1/chat/completions", chat, methods=["POST"]),
@@ -184,7 +202,7 @@ def asgi_app(
             Path("/health", health),
             Path("/ready", ready),
         ],
-        middleware=[Middleware(RequestIds), Middleware(WithoutChunks), Middleware(Admission, serving, on_refused, places)],
+        middleware=middleware,
         lifespan=lifespan,
     )
     add_error_handlers(app)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 Endpoint = Literal["chat", "completions"]  # and so are vLLM's methods called in ray.serve.llm
 
+OPERATIONS: dict[Endpoint, str] = {"chat": "chat", "completions": "text_completion"}  # as OpenTelemetry names them
+
 # Why a model gave no answer: no replica, or it died; its queue is full; its time ran out; an error of its own; its engine
 # crashed while it worked on this request, which may be why.
 Unavailable = Literal["dead", "overloaded", "timeout", "failed", "crashed"]
@@ -30,6 +32,17 @@ def usage_of(counted: Mapping[str, Any], gpu_s: float = 0.0) -> Usage:
     """Of what OpenAI-compatible servers call `usage`, some of which leave things out."""
     details = counted.get("prompt_tokens_details") or {}
     return Usage(counted.get("prompt_tokens") or 0, counted.get("completion_tokens") or 0, details.get("cached_tokens") or 0, gpu_s)
+
+
+def usage_attributes(usage: Usage | None) -> dict[str, Any]:
+    """Of a span, in OpenTelemetry's names."""
+    if usage is None:
+        return {}
+    return {
+        "gen_ai.usage.input_tokens": usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": usage.completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens or None,
+    }
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from serve_app.models.answers import (
 )
 from serve_app.models.in_time import in_time
 from serve_app.models.watch import ANSWER_S, ModelWatch
+from serve_app.tracing import recorded_headers
 
 logger = logging.getLogger("ray.serve")
 
@@ -65,7 +66,8 @@ class DeployedModel:
         method = self._stream if streams else self._whole
         if session is not None:
             method = method.options(session_id=session)
-        call: Any = method.remote(endpoint, body)
+        trace = recorded_headers()
+        call: Any = method.remote(endpoint, body) if trace is None else method.remote(endpoint, body, trace)
         try:
             # A stream is waited for until it begins: how long it then takes is the client's to choose, by max_tokens.
             timeout_s = self._serving.first_token_timeout_s if streams else self._serving.answer_timeout_s

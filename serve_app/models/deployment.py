@@ -11,7 +11,7 @@ from ray.serve.llm import LLMConfig
 from firewall_ray.config.models import VllmModelConfig, model_path
 from firewall_ray.config.serving import ServingConfig
 from firewall_ray.engines.placement import placement_strategy
-from serve_app.serve_settings import REPLICA_SETTINGS
+from serve_app.serve_settings import replica_environment
 
 
 def llm_config(
@@ -49,7 +49,7 @@ def llm_config(
             "max_surge_percent": serving.max_surge_percent,
             **({"request_router_config": RequestRouterConfig(request_router_class=ConsistentHashRouter)} if sticky else {}),
         },
-        runtime_env={"env_vars": {**REPLICA_SETTINGS, **environment(model)}},
+        runtime_env={"env_vars": {**replica_environment(), **environment(model)}},
     )
 
 

@@ -23,6 +23,7 @@ from serve_app.models.chats import chat_defaults
 from serve_app.models.event_stream import event_data
 from serve_app.models.in_time import in_time
 from serve_app.models.outage import MAX_RETRY_AFTER_S
+from serve_app.tracing import headers
 
 PATHS: dict[Endpoint, str] = {"chat": "/chat/completions", "completions": "/completions"}
 
@@ -76,7 +77,7 @@ class RemoteModel:
             "POST",
             PATHS[endpoint],
             content=content,
-            headers={"content-type": "application/json"},
+            headers={"content-type": "application/json", **headers()},
             timeout=httpx.Timeout(max(timeout_s, self._serving.token_timeout_s), connect=CONNECT_TIMEOUT_S),
         )
         async with AsyncExitStack() as held:

@@ -34,6 +34,9 @@ from serve_app.models.answers import Endpoint, StreamPart, WholeAnswer, usage_of
 from serve_app.models.chats import ChatDefaults
 from serve_app.models.engine import EngineGuard
 from serve_app.models.gpu_time import GpuTime
+from serve_app.models.spans import AnswerSpans
+from serve_app.otlp import replica_tracing
+from serve_app.tracing import Carrier, Tracing
 
 logger = logging.getLogger("ray.serve")
 
@@ -69,6 +72,8 @@ class ModelServer(LLMServer):
     chats: what its clients' chats get. stall_s: as `EngineGuard`'s.
     """
 
+    _tracing: Tracing | None = None  # for `__del__`, whatever becomes of `__init__`
+
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, llm_config: LLMConfig, *, chats: ChatDefaults, stall_s: float
     ) -> None:
@@ -78,6 +83,8 @@ class ModelServer(LLMServer):
         self._problem: str | None = None
         sizes = (llm_config.engine_kwargs.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
         self._gpu_time = GpuTime(math.prod(sizes))
+        self._tracing = replica_tracing()
+        self._spans = AnswerSpans(self._tracing, llm_config.model_id)
         await super().__init__(llm_config)
 
     async def start(self) -> None:
@@ -114,8 +121,14 @@ class ModelServer(LLMServer):
         """What /ready says of a replica that is up: None when it answers chats and completions."""
         return self._problem
 
-    async def answer(self, endpoint: Endpoint, body: bytes) -> WholeAnswer:
-        """The whole answer to a request that does not stream; a 4xx to a body that the model does not take."""
+    async def answer(self, endpoint: Endpoint, body: bytes, trace: Carrier | None = None) -> WholeAnswer:
+        """The whole answer to a request that does not stream; a 4xx to a body that the model does not take. trace: see `Step`."""
+        with self._spans.answering(endpoint, trace) as told:
+            answer = await self._answer(endpoint, body)
+            told(answer)
+            return answer
+
+    async def _answer(self, endpoint: Endpoint, body: bytes) -> WholeAnswer:
         began = time.perf_counter()
         with only_plain_errors(), self._gpu_time.answering() as gpu_s:
             try:
@@ -125,10 +138,13 @@ class ModelServer(LLMServer):
             usage = usage_of(response.usage.model_dump(), gpu_s())
             return WholeAnswer(200, to_json(response), usage, _since(began))
 
-    async def stream(self, endpoint: Endpoint, body: bytes) -> AsyncIterator[WholeAnswer | StreamPart]:
+    async def stream(
+        self, endpoint: Endpoint, body: bytes, trace: Carrier | None = None
+    ) -> AsyncIterator[WholeAnswer | StreamPart]:
         """Server-sent events, one part with the usage among them; or one WholeAnswer, a 4xx."""
-        with self._gpu_time.answering() as gpu_s:
+        with self._spans.answering(endpoint, trace) as told, self._gpu_time.answering() as gpu_s:
             async for part in self._parts(endpoint, body, gpu_s):
+                told(part)
                 yield part
 
     async def _parts(self, endpoint: Endpoint, body: bytes, gpu_s: Callable[[], float]) -> AsyncIterator[WholeAnswer | StreamPart]:
@@ -176,6 +192,11 @@ class ModelServer(LLMServer):
         with only_plain_errors():
             self._guard.check_health()
             await super().check_health()
+
+    async def __del__(self) -> None:  # which Serve awaits when it stops a replica
+        await super().__del__()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def _begun(self, endpoint: Endpoint, body: dict[str, Any], began: float) -> tuple[list[Any], AsyncIterator[Any]]:
         """What the engine says first, and what it says then. Raises Refused, or whatever went wrong with the engine."""

@@ -21,6 +21,7 @@ from firewall_ray.tasks.base import prompt_id
 from serve_app.calls import cancel
 from serve_app.routing.decision import Arm, Decision, DecisionRequest, Spent
 from serve_app.routing.pace import Pace, cost
+from serve_app.tracing import recorded_headers
 
 MAX_CHARACTERS = 65_536  # of a text that leave the ingress: more than routers of 2,000 tokens read (`data.READ_PER_TOKEN`)
 SMALL_CHARACTERS = 4_096  # of a text that shares a call
@@ -76,7 +77,7 @@ class DeployedRouter:
         cut = [text[:MAX_CHARACTERS] for text in texts]
         is_small = len(cut) == 1 and len(cut[0]) <= SMALL_CHARACTERS
         lane = self._small if is_small else self._large
-        request = DecisionRequest(cut, strong_fraction, are_questions, counts)
+        request = DecisionRequest(cut, strong_fraction, are_questions, counts, recorded_headers())
         async with asyncio.timeout(MAX_WAIT * timeout_s + timeout_s + LATE_S):
             decisions = await lane.ask(request, timeout_s)
         if is_small:

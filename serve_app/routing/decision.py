@@ -23,13 +23,15 @@ class DecisionRequest(NamedTuple):
     """What a router replica is asked about one request.
 
     strong_fraction: in [0, 1]; None: the default. are_questions: texts to be put into the prompt template; otherwise they are
-    whole prompts. counts: as one request that a model will answer, which uses up budget.
+    whole prompts. counts: as one request that a model will answer, which uses up budget. trace: of the request; None where nobody
+    will see its spans.
     """
 
     texts: list[str]
     strong_fraction: float | None
     are_questions: bool
     counts: bool
+    trace: dict[str, str] | None = None
 
 
 class Spent(NamedTuple):

@@ -6,6 +6,7 @@ The score comes from the predictor that the offline jobs use, and it meets its t
 import asyncio
 import logging
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -26,12 +27,15 @@ from firewall_ray.tasks.base import prompt_id
 from serve_app.crossing import only_plain_errors
 from serve_app.logs import warnings_at_once
 from serve_app.metrics import RayMetrics
+from serve_app.otlp import replica_tracing
 from serve_app.routing.arms import Arms, Deciding, LoadedRouter, RouterUserConfig
 from serve_app.routing.budget import BudgetController
 from serve_app.routing.decision import Arm, Decision, DecisionRequest, Spent
 from serve_app.routing.last_applied import LastApplied
 from serve_app.routing.slices import Slices
-from serve_app.serve_settings import REPLICA_SETTINGS
+from serve_app.routing.spans import trace_scoring
+from serve_app.serve_settings import replica_environment
+from serve_app.tracing import Tracing
 
 # Calls, never reached: an ingress has one more under way than there are replicas. Serve's own 5 would hold them back.
 MAX_ONGOING_REQUESTS = 1_000
@@ -47,6 +51,8 @@ class Router:
     Under `budget_control` each replica holds the fraction of its own decisions; so n of them together hold it over n windows.
     """
 
+    _tracing: Tracing | None = None  # for `__del__`, whatever becomes of `__init__`
+
     def __init__(
         self,
         store: ArtifactStore,
@@ -56,6 +62,7 @@ class Router:
         budget_control: BudgetControlConfig | None,
         other_models: Literal["refuse", "warn"],
     ) -> None:
+        self._tracing = replica_tracing()
         warnings_at_once()
         self._store = store
         self._scoring = scoring
@@ -155,6 +162,7 @@ class Router:
         A text that is a question is put into the card's prompt template first, as for training. The prompt's hash breaks ties,
         so it takes the same way as offline.
         """
+        began_ns = time.time_ns()
         # Of the same routers to the end, whatever is loaded meanwhile.
         arms = self._arms
         assert arms is not None
@@ -181,6 +189,8 @@ class Router:
                 continue
             if request.counts:
                 self._watch(deciding, scored.p_weak)
+        if self._tracing is not None:
+            trace_scoring(self._tracing, requests, decided, began_ns, time.time_ns())
         return decided
 
     async def may_stand_in(self, strong_fraction: float | None, is_counted: bool, arm: Arm) -> bool:
@@ -242,6 +252,10 @@ class Router:
         for gauge, value in self._standing.items():
             self._metrics(gauge, value, {})
 
+    def __del__(self) -> None:  # which Serve calls, and waits for, when it stops a replica
+        if self._tracing is not None:
+            self._tracing.close()
+
 
 def _prompts(request: DecisionRequest, card: RouterCard) -> list[str]:
     """What the router of the card reads of a request."""
@@ -258,7 +272,7 @@ def router_deployment(config: RunConfig, store: ArtifactStore, name: str, pair: 
         "num_cpus": scoring.num_cpus,
         "num_gpus": 1 if scoring.device == "gpu" else 0,
         "resources": serving.node_resources,
-        "runtime_env": {"env_vars": REPLICA_SETTINGS},
+        "runtime_env": {"env_vars": replica_environment()},
     }
     deployment = serve.deployment(
         Router,

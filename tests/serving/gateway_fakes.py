@@ -18,7 +18,9 @@ from serve_app.money.caps import SpendCaps
 from serve_app.money.pricing import Pricing
 from serve_app.recording.counters import LiveCounters
 from serve_app.recording.exchange import Exchange
+from serve_app.recording.spans import Spans
 from serve_app.routing.decision import Arm, Decision
+from serve_app.tracing import Tracing
 
 IDS: dict[Route, str] = {"weak": "small", "strong": "large"}
 
@@ -129,22 +131,27 @@ class Fakes:
     """The gateway and everything around it. `serving`: the fields that matter to the test."""
 
     def __init__(
-        self, router: FakeRouter | None = None, model_type: type[FakeModel] = FakeModel, shared: Any = None, **serving: Any
+        self,
+        router: Any = None,
+        model_type: type[FakeModel] = FakeModel,
+        shared: Any = None,
+        tracing: Tracing | None = None,
+        **serving: Any,
     ) -> None:
         self.router = router or FakeRouter()
         self.weak, self.strong = model_type(IDS["weak"]), model_type(IDS["strong"])
         self.recorder = Recorder()
         self.serving = ServingConfig.model_validate({"api_keys": "disabled", "allowed_hosts": ["gateway"], **serving})
         self.counters = LiveCounters(is_priced=bool(self.serving.prices))
-        observers = [self.recorder, self.counters]
+        observers = [self.recorder, self.counters, *([] if tracing is None else [Spans(IDS)])]
         self.caps: SpendCaps | None = None
         if self.serving.spend_caps is not None:
             self.caps = SpendCaps(self.serving.spend_caps, shared, f"ingress-{uuid4().hex}", shared.dataset)
         pricing = Pricing(self.serving.prices, self.caps)
-        models = {"weak": self.weak, "strong": self.strong}
+        models = self.models = {"weak": self.weak, "strong": self.strong}
         self.gateway = Gateway(self.router, models, IDS, self.serving, observers, shared, pricing)
         self.refused: list[int] = []  # statuses
-        self.app = asgi_app(self.gateway, self.serving, self.counters, self.refused.append)
+        self.app = asgi_app(self.gateway, self.serving, self.counters, self.refused.append, tracing=tracing)
 
     def client(self) -> httpx.AsyncClient:
         """For tests in the same event loop. Errors that nobody handled become a 500, as behind a real server."""

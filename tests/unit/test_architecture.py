@@ -128,7 +128,8 @@ def test_the_packages_never_import_what_stands_beside_them(path: Path) -> None:
 SERVE_FLOORS = (
     (
         *("errors", "body", "crossing", "events", "logs", "outages", "suspects"),
-        *("serve_settings", "metrics", "api_keys", "models.answers", "routing.decision", "shared.client"),
+        *("serve_settings", "otlp", "tracing"),
+        *("metrics", "api_keys", "models.answers", "routing.decision", "shared.client"),
     ),
     ("routing", "models"),
     ("recording", "shared", "money", "work"),
@@ -142,9 +143,12 @@ SERVE_FLOORS = (
 SERVE_PROCESSES = {
     "routing.replica": {
         *("routing.budget", "routing.decision", "routing.drift", "routing.last_applied", "routing.pace", "routing.slices"),
-        *("metrics", "serve_settings", "crossing", "logs"),
+        *("routing.spans", "metrics", "serve_settings", "crossing", "logs", "otlp", "tracing"),
     },
-    "models.replica": {"models.answers", "models.chats", "models.engine", "models.gpu_time", "errors", "crossing", "logs"},
+    "models.replica": {
+        *("models.answers", "models.chats", "models.engine", "models.gpu_time", "models.spans"),
+        *("errors", "crossing", "logs", "otlp", "tracing"),
+    },
     "shared.replica": {
         *("routing.conversations", "routing.request", "routing.decision", "shared.client", "errors"),
         *("money.keeper", "money.files", "money.ledger", "money.periods", "metrics"),
@@ -159,10 +163,12 @@ NOT_IN_THE_INGRESS = {
     "routing.drift",
     "routing.last_applied",
     "routing.slices",
+    "routing.spans",
     "shared.replica",
     "money.keeper",
     "models.replica",
     "models.engine",
+    "models.spans",
     "models.deployment",
 }
 
