@@ -4,7 +4,7 @@ A message never repeats what the client sent but for a model's name and the path
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from firewall_ray.errors import UserError
 
@@ -78,12 +79,22 @@ def _field(loc: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in loc if not _NO_FIELD.fullmatch(str(part)))
 
 
-def add_error_handlers(app: Starlette) -> None:
-    """Have `app` answer every exception in OpenAI's shape."""
-    app.add_exception_handler(RequestRefused, _refused)
-    app.add_exception_handler(ValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+Handler = Callable[[Request, Exception], Awaitable[Response]]
+
+
+def add_error_handlers(app: Starlette, shaped: Callable[[Scope, Response], Response]) -> None:
+    """Have `app` answer every exception in OpenAI's shape, or what `shaped` makes of that for the request's endpoint."""
+
+    def handling(handler: Handler) -> Handler:
+        async def handle(request: Request, error: Exception) -> Response:
+            return shaped(request.scope, await handler(request, error))
+
+        return handle
+
+    app.add_exception_handler(RequestRefused, handling(_refused))
+    app.add_exception_handler(ValidationError, handling(_invalid))
+    app.add_exception_handler(HTTPException, handling(_http_error))
+    app.add_exception_handler(Exception, handling(_unexpected))
 
 
 async def _refused(request: Request, error: Exception) -> Response:

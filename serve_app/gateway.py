@@ -11,10 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from functools import partial
 from typing import Any, NamedTuple
 
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
 from firewall_ray.config.serving import Route, ServingConfig
+from serve_app.apis.chat_answers import FAILED, Translation
+from serve_app.apis.translations import TRANSLATIONS
 from serve_app.body import parsed_object, wants_stream
 from serve_app.errors import RequestRefused, error_body
 from serve_app.events import Events
@@ -22,7 +25,7 @@ from serve_app.models.answers import Answer, Endpoint, EngineCrashed, ModelUnava
 from serve_app.models.client import ModelClient
 from serve_app.models.token_ids import texts_of_ids
 from serve_app.money.pricing import Pricing
-from serve_app.recording.exchange import Exchange, Observer
+from serve_app.recording.exchange import Asked, Exchange, Observer
 from serve_app.recording.spans import span_asks
 from serve_app.routing.client import RouterClient
 from serve_app.routing.conversations import HEADER, Conversation, KnownConversations, conversation_of, first_turn
@@ -77,8 +80,10 @@ class Gateway:
 
     # Requests --------------------------------------------------------------------------------------------------------
 
-    async def answer(self, endpoint: Endpoint, request: Request) -> Response:
-        """A chat or a completion: decided, answered and recorded. To be cancelled when the client leaves, as Ray Serve does."""
+    async def answer(self, endpoint: Asked, request: Request) -> Response:
+        """A chat, in the words of any API, or a completion: decided, answered and recorded. To be cancelled when the client
+        leaves, as Ray Serve does. Refusals are in OpenAI's shape.
+        """
         state = request.scope.get("state", {})
         exchange = Exchange(endpoint, state.get("key_name"), state.get("request_id"))
         try:
@@ -103,16 +108,21 @@ class Gateway:
         exchange.num_bytes = len(body)
         parsed = parsed_object(body)
         streams = exchange.streams = wants_stream(parsed)
+        translation = None
+        if exchange.endpoint in TRANSLATIONS:
+            translation = TRANSLATIONS[exchange.endpoint](parsed)
+            parsed = translation.chat
+            body = to_json(parsed)
         options = routing_options(parsed.get("model"), request.headers, self.ids)
         span_asks(exchange.endpoint, parsed, streams=streams)
-        text = self._text_of(exchange.endpoint, parsed)
+        text = self._text_of(exchange.model_endpoint, parsed)
         exchange.work = self._work.begin(parsed, exchange.key_name)  # before the router reads prompts that no model will
         if options.route is None:
             text = await self._decoded(text, parsed)
         exchange.text = text.texts[0] if text.texts else None
         conversation = None
         # A completion has no turns.
-        if self._serving.sticky and exchange.endpoint == "chat" and options.route is None:
+        if self._serving.sticky and exchange.model_endpoint == "chat" and options.route is None:
             named = request.headers.get(HEADER)
             conversation = conversation_of(parsed["messages"], options.strong_fraction, named, exchange.key_name)
 
@@ -128,11 +138,14 @@ class Gateway:
             headers |= {"x-firewall-route": exchange.answered_by, "x-firewall-fallback": str(exchange.fallback)}
         # Also where a stream was asked for, when the model refuses the body.
         if isinstance(answer.body, bytes):
-            return Response(answer.body, answer.status, headers | self._pricing.headers(exchange), answer.media_type)
+            content = answer.body if translation is None or answer.status != 200 else translation.whole(answer)
+            return Response(content, answer.status, headers | self._pricing.headers(exchange), answer.media_type)
 
         exchange.status = CLIENT_LEFT  # until the last chunk came
 
-        return Events(self._relayed(exchange, answer.body, parsed), partial(self._stream_over, exchange, answer), headers)
+        chunks = answer.body if translation is None else translation.events(answer)
+        over = partial(self._stream_over, exchange, answer)
+        return Events(self._relayed(exchange, chunks, parsed, translation), over, headers)
 
     async def route(self, parsed: dict[str, Any], headers: Mapping[str, str]) -> list[Decision]:
         """The decisions alone: of a chat's body one, of a completion's one for each of its prompts. Nothing is recorded."""
@@ -242,7 +255,7 @@ class Gateway:
             if stands_in and not await self._stand_ins.may(decision):
                 break
             try:
-                answer = await self._models[route].ask(exchange.endpoint, body, streams=streams, session=session)
+                answer = await self._models[route].ask(exchange.model_endpoint, body, streams=streams, session=session)
             except ModelUnavailable as e:
                 failed.append(e)
                 exchange.fallback = exchange.fallback or e.why  # of the model that was to answer; the other's is in the message
@@ -267,7 +280,9 @@ class Gateway:
         retry_after_s = math.ceil(min(e.retry_after_s for e in failed))
         raise RequestRefused(503, f"No answer from {tried}. Try again.", code="model_unavailable", retry_after_s=retry_after_s)
 
-    async def _relayed(self, exchange: Exchange, chunks: AsyncIterator[bytes], parsed: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def _relayed(
+        self, exchange: Exchange, chunks: AsyncIterator[bytes], parsed: dict[str, Any], translation: Translation | None
+    ) -> AsyncIterator[bytes]:
         """The chunks as they come. What fails now ends in an error event: another model's text would corrupt the answer."""
         try:
             async for chunk in chunks:
@@ -278,7 +293,10 @@ class Gateway:
             logger.warning("The %s model failed in the middle of a stream (%s).", exchange.answered_by, type(e).__name__)
             if isinstance(e, EngineCrashed) and exchange.answered_by is not None:
                 self._suspects.crashed(parsed, exchange.answered_by)
-            yield b"data: " + error_body(502, "The model failed in the middle of its answer.", code="model_failed") + b"\n\n"
+            if translation is not None:
+                yield translation.failed()
+            else:
+                yield b"data: " + error_body(502, FAILED, code="model_failed") + b"\n\n"
 
     async def _stream_over(self, exchange: Exchange, answer: Answer) -> None:
         try:

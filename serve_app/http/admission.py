@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from firewall_ray.config.serving import ServingConfig
 from serve_app.api_keys import holder
+from serve_app.apis.messages.errors import in_the_apis_shape
 from serve_app.body import BOM, unpacked
 from serve_app.errors import RequestRefused, too_many
 from serve_app.http.hosts import host_is_allowed
@@ -21,6 +22,7 @@ from serve_app.http.places import KeyPlaces
 PROBES = frozenset({"/health", "/ready"})  # by whatever name: load balancers have their own
 # And the page, and what the endpoints are: nothing that costs or tells anything of this server.
 OPEN_PATHS = PROBES | {"/", "/openapi.json", "/docs"}
+KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})  # the latter is what Anthropic's clients send
 # After a 408 nobody knows where the next request would begin.
 _HEADERS = {401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}}
 
@@ -53,7 +55,7 @@ class Admission:
                 await self._app(_let_in(scope, key_name), _replayed(body, receive), send)
         except RequestRefused as e:  # of this class: the application answers its own
             self._on_refused(e.status)
-            response = e.response()
+            response = in_the_apis_shape(scope, e.response())
             response.headers.update(_HEADERS.get(e.status, {}))
             await response(scope, receive, send)
 
@@ -73,11 +75,14 @@ class Admission:
             return None
         if path in OPEN_PATHS:
             return None
-        authorization = [value for name, value in scope["headers"] if name == b"authorization"]
+        authorization = [
+            value if name == b"authorization" else b"Bearer " + value for name, value in scope["headers"] if name in KEY_HEADERS
+        ]
         name = holder(authorization, self._serving.api_keys or ())
         if name is None:
             said = "This API key is not known here." if authorization else "An API key is needed."
-            raise RequestRefused(401, f"{said} Send yours once, as `Authorization: Bearer KEY`.", code="invalid_api_key")
+            ways = "as `Authorization: Bearer KEY` or `x-api-key: KEY`"
+            raise RequestRefused(401, f"{said} Send yours once, {ways}.", code="invalid_api_key")
         return name
 
     @asynccontextmanager
@@ -133,7 +138,7 @@ class Admission:
 
 def _let_in(scope: Scope, key_name: str | None) -> Scope:
     """The request with the name of its key in place of the key, and of its body as it is now."""
-    headers = [(name, value) for name, value in scope["headers"] if name not in (b"authorization", b"content-encoding")]
+    headers = [(name, value) for name, value in scope["headers"] if name not in KEY_HEADERS and name != b"content-encoding"]
     return {**scope, "headers": headers, "state": {**scope.get("state", {}), "key_name": key_name}}
 
 

@@ -17,6 +17,7 @@ from starlette.types import Lifespan
 from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.config.serving import Route, ServingConfig
 from firewall_ray.store.dataset import Dataset
+from serve_app.apis.messages.errors import in_the_apis_shape
 from serve_app.body import parsed_object
 from serve_app.errors import add_error_handlers, error_response
 from serve_app.gateway import Gateway
@@ -137,6 +138,13 @@ def asgi_app(
     async def completions(request: Request) -> Response:
         return await gateway.answer("completions", request)
 
+    async def responses(request: Request) -> Response:
+        return await gateway.answer("responses", request)
+
+    async def messages(request: Request) -> Response:
+        # Of a model's refusal, which is an answer to the gateway.
+        return in_the_apis_shape(request.scope, await gateway.answer("messages", request))
+
     async def route(request: Request) -> Response:
         parsed = parsed_object(await request.body())
         decisions = await gateway.route(parsed, request.headers)
@@ -191,6 +199,8 @@ def asgi_app(
         routes=[
             Path("/v1/chat/completions", chat, methods=["POST"]),
             Path("/v1/completions", completions, methods=["POST"]),
+            Path("/v1/responses", responses, methods=["POST"]),
+            Path("/v1/messages", messages, methods=["POST"]),
             Path("/v1/route", route, methods=["POST"]),
             Path("/v1/models", models),
             # path: clients ask for names of other hubs, with slashes, and shall get the 404 that says what there is.
@@ -205,7 +215,7 @@ def asgi_app(
         middleware=middleware,
         lifespan=lifespan,
     )
-    add_error_handlers(app)
+    add_error_handlers(app, in_the_apis_shape)
     return app
 
 

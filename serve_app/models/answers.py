@@ -19,19 +19,23 @@ Unavailable = Literal["dead", "overloaded", "timeout", "failed", "crashed"]
 @dataclass(frozen=True)
 class Usage:
     """Tokens of one answer, as the model's server counted them. cached_tokens: of the prompt's, found in its cache. gpu_s: seconds
-    of one of its GPUs, of those that it shares with other answers its part; 0 where that is not known.
+    of one of its GPUs, of those that it shares with other answers its part; 0 where that is not known. reasoning_tokens: of the
+    completion's, where the server tells them apart.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     gpu_s: float = 0.0
+    reasoning_tokens: int = 0
 
 
 def usage_of(counted: Mapping[str, Any], gpu_s: float = 0.0) -> Usage:
     """Of what OpenAI-compatible servers call `usage`, some of which leave things out."""
     details = counted.get("prompt_tokens_details") or {}
-    return Usage(counted.get("prompt_tokens") or 0, counted.get("completion_tokens") or 0, details.get("cached_tokens") or 0, gpu_s)
+    thought = (counted.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    prompt_tokens, completion_tokens = counted.get("prompt_tokens") or 0, counted.get("completion_tokens") or 0
+    return Usage(prompt_tokens, completion_tokens, details.get("cached_tokens") or 0, gpu_s, thought)
 
 
 def usage_attributes(usage: Usage | None) -> dict[str, Any]:

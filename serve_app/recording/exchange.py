@@ -5,11 +5,14 @@ Made and filled in on ingress replicas, in the event loop; observers in other th
 
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from firewall_ray.config.serving import Route
 from serve_app.models.answers import Endpoint, Unavailable, Usage
 from serve_app.routing.decision import Decision
+
+# What clients ask; the last two are chats in other words (serve_app/apis).
+Asked = Literal["chat", "completions", "responses", "messages"]
 
 
 @dataclass
@@ -25,7 +28,7 @@ class Exchange:
     num_bytes: of the request. cost_usd, saved_usd: see `serve_app/money/pricing.py`; saved_usd where a score decided, in force.
     """
 
-    endpoint: Endpoint
+    endpoint: Asked
     key_name: str | None = None
     request_id: str | None = None
     streams: bool = False
@@ -50,6 +53,11 @@ class Exchange:
     def elapsed_s(self) -> float:
         """Since the request arrived."""
         return time.perf_counter() - self._began
+
+    @property
+    def model_endpoint(self) -> Endpoint:
+        """Where the model is asked for it."""
+        return "completions" if self.endpoint == "completions" else "chat"
 
     @property
     def decided(self) -> Route | None:
