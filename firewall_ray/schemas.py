@@ -157,7 +157,7 @@ DECISIONS = pa.schema(
         pa.field("answered_by", pa.string()),  # not `route` after a fallback; null where neither model answered
         pa.field("reason", pa.string(), nullable=False),  # score, sticky (decided when the conversation began) or shadow
         pa.field("fallback", pa.string()),  # why `route` gave no answer: dead, overloaded, timeout or failed
-        pa.field("endpoint", pa.string(), nullable=False),  # chat or completions
+        pa.field("endpoint", pa.string(), nullable=False),  # chat, completions, responses or messages
         pa.field("streams", pa.bool_(), nullable=False),
         pa.field("status", pa.int32(), nullable=False),  # HTTP; 499 when the client left, 502 when a stream broke
         pa.field("prompt_tokens", pa.int32()),

@@ -30,8 +30,9 @@ METRICS: dict[str, Metric] = {
     "firewall_requests": Metric(
         "counter",
         ("endpoint", "route", "reason", "status", "key"),
-        "Chats and completions. route: the model that answered; reason: who decided so; status: HTTP, 499 when the client left, "
-        "502 when the model failed in the middle of a stream; key: name of the API key.",
+        "Chats and completions. endpoint: chat, completions, responses or messages; route: the model that answered; reason: who "
+        "decided so; status: HTTP, 499 when the client left, 502 when the model failed in the middle of a stream; key: name of the "
+        "API key.",
     ),
     "firewall_router_score": Metric(
         "histogram", ("router",), "p_weak, by the router's version. Below the threshold it goes to the strong model.", SCORE_BINS

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.responses import HTMLResponse, JSONResponse
 
+from serve_app.apis.messages.errors import PATH as MESSAGES_PATH
 from serve_app.http.admission import OPEN_PATHS
 
 TEXT = {"type": "string"}
@@ -34,6 +35,20 @@ ERROR = {
         }
     },
 }
+ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {"type": "object", "required": ["type", "message"], "properties": {"type": TEXT, "message": TEXT}},
+    },
+}
+INPUT = {
+    "description": "A text, or messages, function calls and their outputs, as OpenAI's. No answers are kept here to refer to.",
+    "oneOf": [TEXT, {"type": "array", "items": {"type": "object"}}],
+}
+ANTHROPIC_MESSAGES = {**MESSAGES, "description": "As Anthropic's. The router reads the last user text."}
+MAX_TOKENS = {"type": "integer", "minimum": 1, "description": "Of the answer."}
 HEADERS = {
     "route": "weak or strong: the model that answered.",
     "reason": "Who decided so.",
@@ -47,6 +62,14 @@ HEADERS = {
 ENDPOINTS: tuple[tuple[str, str, str, dict[str, Any], bool], ...] = (
     ("/v1/chat/completions", "post", "A chat, answered by the model that the router chooses.", {"messages": MESSAGES}, True),
     ("/v1/completions", "post", "A completion, answered by the model that the router chooses.", {"prompt": PROMPT}, True),
+    ("/v1/responses", "post", "The same in the words of OpenAI's Responses API, without state.", {"input": INPUT}, True),
+    (
+        MESSAGES_PATH,
+        "post",
+        "The same in the words of Anthropic's Messages API.",
+        {"max_tokens": MAX_TOKENS, "messages": ANTHROPIC_MESSAGES},
+        True,
+    ),
     ("/v1/route", "post", "The decision alone, for the body of a chat or of a completion.", {}, False),
     ("/v1/models", "get", "The names that a request's `model` may have.", {}, False),
     ("/v1/models/{model}", "get", "One of them.", {}, False),
@@ -63,7 +86,7 @@ def openapi_response() -> JSONResponse:
     """The document, of OpenAPI 3.1."""
     paths: dict[str, Any] = {}
     for path, method, summary, fields, is_routed in ENDPOINTS:
-        operation: dict[str, Any] = {"summary": summary, "responses": {"200": _answer(is_routed), "default": _refusal()}}
+        operation: dict[str, Any] = {"summary": summary, "responses": {"200": _answer(is_routed), "default": _refusal(path)}}
         if path in OPEN_PATHS:
             operation["security"] = []
         if path.endswith("{model}"):
@@ -76,8 +99,13 @@ def openapi_response() -> JSONResponse:
             "openapi": "3.1.0",
             "info": {"title": "firewall-ray", "version": "1", "description": "OpenAI-compatible, routed between two models."},
             "paths": paths,
-            "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-            "security": [{"key": []}, {}],
+            "components": {
+                "securitySchemes": {
+                    "key": {"type": "http", "scheme": "bearer"},
+                    "anthropic_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                }
+            },
+            "security": [{"key": []}, {"anthropic_key": []}, {}],
         }
     )
 
@@ -108,8 +136,9 @@ def _answer(is_routed: bool) -> dict[str, Any]:
         return {"description": "The answer."}
     headers = {f"x-firewall-{name}": {"schema": TEXT, "description": said} for name, said in HEADERS.items()}
     content = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": TEXT}}
-    return {"description": "As OpenAI's.", "headers": headers, "content": content}
+    return {"description": "As that API's.", "headers": headers, "content": content}
 
 
-def _refusal() -> dict[str, Any]:
-    return {"description": "Why not.", "content": {"application/json": {"schema": ERROR}}}
+def _refusal(path: str) -> dict[str, Any]:
+    schema = ANTHROPIC_ERROR if path == MESSAGES_PATH else ERROR
+    return {"description": "Why not.", "content": {"application/json": {"schema": schema}}}

@@ -31,6 +31,6 @@ def in_the_apis_shape(scope: Mapping[str, Any], response: Response) -> Response:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     if response.status_code < 400 or not (path == PATH or path.startswith(f"{PATH}/")):
         return response
-    response.body = to_json(error_of(response.status_code, from_json(response.body)["error"]["message"]))
+    response.body = to_json(error_of(response.status_code, from_json(bytes(response.body))["error"]["message"]))
     response.headers["content-length"] = str(len(response.body))
     return response

@@ -131,7 +131,7 @@ class _Stream(Retold):
             self._say("response.content_part.added", **self._place(block), part=part(block, ""))
 
     def _block_grows(self, block: Block, text: str) -> None:
-        extra = {"logprobs": []} if block.kind == "text" else {}
+        extra: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
         self._say(f"response.{_STREAMED[block.kind]}.delta", **self._place(block), delta=text, **extra)
 
     def _block_ends(self, block: Block) -> None:
@@ -139,7 +139,7 @@ class _Stream(Retold):
         if block.kind == "tool":
             self._say("response.function_call_arguments.done", **place, arguments=block.text)
         else:
-            extra = {"logprobs": []} if block.kind == "text" else {}
+            extra: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
             said = {"refusal" if block.kind == "refusal" else "text": block.text}
             self._say(f"response.{_STREAMED[block.kind]}.done", **place, **said, **extra)
             self._say("response.content_part.done", **place, part=part(block, block.text))
