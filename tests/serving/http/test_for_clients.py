@@ -7,7 +7,7 @@ import pytest
 from callers import ALICE, CHAT, KEYS, bearer, get
 from gateway_fakes import Fakes
 from pydantic_core import to_json
-from test_on_the_wire import on_the_wire
+from wire import on_the_wire
 
 from serve_app.http.openapi import ENDPOINTS
 
