@@ -7,15 +7,66 @@ from chat_fakes import ChatFakes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-NAMES = (
-    "model messages role content type text system tools tool_choice name input_schema source url media_type data max_tokens stream "
-    "stop_sequences thinking output_config format schema id input tool_use_id instructions call_id arguments output image_url include "
-    "reasoning effort metadata x"
-).split()
-WORDS = (
-    "firewall user assistant system text image tool_use tool_result base64 url auto tool none message function function_call "
-    "function_call_output input_text output_text input_image json_schema"
-).split()
+NAMES = [
+    "model",
+    "messages",
+    "role",
+    "content",
+    "type",
+    "text",
+    "system",
+    "tools",
+    "tool_choice",
+    "name",
+    "input_schema",
+    "source",
+    "url",
+    "media_type",
+    "data",
+    "max_tokens",
+    "stream",
+    "stop_sequences",
+    "thinking",
+    "output_config",
+    "format",
+    "schema",
+    "id",
+    "input",
+    "tool_use_id",
+    "instructions",
+    "call_id",
+    "arguments",
+    "output",
+    "image_url",
+    "include",
+    "reasoning",
+    "effort",
+    "metadata",
+    "x",
+]
+WORDS = [
+    "firewall",
+    "user",
+    "assistant",
+    "system",
+    "text",
+    "image",
+    "tool_use",
+    "tool_result",
+    "base64",
+    "url",
+    "auto",
+    "tool",
+    "none",
+    "message",
+    "function",
+    "function_call",
+    "function_call_output",
+    "input_text",
+    "output_text",
+    "input_image",
+    "json_schema",
+]
 leaves = st.sampled_from([None, True, False, 0, 7, -1, 0.5, "", *WORDS])
 values = st.recursive(
     leaves,
