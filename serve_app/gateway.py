@@ -117,7 +117,7 @@ class Gateway:
             parsed = translation.chat
             body = to_json(parsed)
         options = routing_options(parsed.get("model"), request.headers, self.ids)
-        span_asks(exchange.endpoint, parsed, streams=streams)
+        span_asks(exchange.model_endpoint, parsed, streams=streams)
         text = self._text_of(exchange.model_endpoint, parsed)
         exchange.work = self._work.begin(parsed, exchange.key_name)  # before the router reads prompts that no model will
         if options.route is None:
