@@ -160,7 +160,7 @@ DECISIONS = pa.schema(
         pa.field("endpoint", pa.string(), nullable=False),  # chat, completions, responses or messages
         pa.field("streams", pa.bool_(), nullable=False),
         pa.field("status", pa.int32(), nullable=False),  # HTTP; 499 when the client left, 502 when a stream broke
-        pa.field("prompt_tokens", pa.int32()),
+        pa.field("prompt_tokens", pa.int32()),  # of a stream that was cut off estimated, completion_tokens those that were sent
         pa.field("completion_tokens", pa.int32()),
         pa.field("router_s", pa.float64()),  # seconds from arrival to the decision,
         pa.field("first_byte_s", pa.float64()),  # to the model's first byte,
@@ -170,5 +170,16 @@ DECISIONS = pa.schema(
         optional("arm", pa.string()),  # main, or canary where another router or fraction had this share of the traffic
         optional("request_id", pa.string()),  # as x-request-id in the answer's header, in the log and in the trace
         pa.field("text", pa.string()),  # what the router read, before its template; null unless decision_log.keep_text
+    ]
+)
+
+# The requests that no score decided, one row each: the client named the model, or the router could not say. What DECISIONS says of
+# the others, in a dataset of its own, since rows without a score can't be read as scores.
+OTHER_REQUESTS = pa.schema(
+    [
+        *(DECISIONS.field(name) for name in ("time", "route", "answered_by")),
+        pa.field("strong_fraction", pa.float64()),  # null where the client named the model
+        pa.field("reason", pa.string(), nullable=False),  # requested, fraction, router-timeout, router-failed or no-text
+        *(DECISIONS.field(name) for name in DECISIONS.names[DECISIONS.names.index("fallback") :]),
     ]
 )

@@ -13,6 +13,7 @@ from ray.serve.llm import build_llm_deployment
 
 from firewall_ray.config.models import OpenAIModelConfig
 from firewall_ray.config.money import PriceConfig
+from firewall_ray.config.names import FIREWALL, is_reserved
 from firewall_ray.config.run import RunConfig, load_config
 from firewall_ray.config.serving import Route
 from firewall_ray.engines.prompt_choice import prompt_format
@@ -26,7 +27,6 @@ from serve_app.models.chats import as_sampled
 from serve_app.models.deployment import llm_config
 from serve_app.models.replica import ModelServer
 from serve_app.routing.replica import router_deployment
-from serve_app.routing.request import FIREWALL, is_reserved
 from serve_app.serve_settings import replica_environment
 from serve_app.shared.replica import shared_deployment
 
@@ -100,6 +100,7 @@ def compose(config: RunConfig) -> Application:
         shared=shared_deployment(serving, store.spending()),
         serving=serving,
         decisions=store.decisions(),
+        other_requests=store.other_requests(),
         spending=store.spending(),
     )
 

@@ -26,18 +26,28 @@ _NO_FIELD = re.compile(r"[A-Z]\w*|.*\[.*|str|int")
 class RequestRefused(UserError):
     """A request that is not served. status: HTTP; code and param: OpenAI's, a machine-readable reason and a field.
 
-    retry_after_s: when to try again, whole seconds; only for what passes by itself.
+    retry_after_s: when to try again, whole seconds; only for what passes by itself. headers: of the response, besides.
     """
 
     def __init__(
-        self, status: int, message: str, *, code: str | None, param: str | None = None, retry_after_s: int | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
+        self.headers = dict(headers or {})
         self.status, self.message, self.code, self.param, self.retry_after_s = status, message, code, param, retry_after_s
 
     def response(self) -> Response:
         """What the client gets."""
-        headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        headers = dict(self.headers)
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(self.retry_after_s)
         if self.code == "model_crashed":
             # OpenAI's clients would ask twice more.
             headers["x-should-retry"] = "false"

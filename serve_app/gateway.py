@@ -21,8 +21,10 @@ from serve_app.apis.translations import TRANSLATIONS
 from serve_app.body import parsed_object, wants_stream
 from serve_app.errors import RequestRefused, error_body
 from serve_app.events import Events
+from serve_app.limits import KeyLimits, limit_headers
 from serve_app.models.answers import Answer, Endpoint, EngineCrashed, ModelUnavailable
 from serve_app.models.client import ModelClient
+from serve_app.models.event_stream import num_tokens_in
 from serve_app.models.token_ids import texts_of_ids
 from serve_app.money.pricing import Pricing
 from serve_app.recording.exchange import Asked, Exchange, Observer
@@ -30,7 +32,8 @@ from serve_app.recording.spans import span_asks
 from serve_app.routing.client import RouterClient
 from serve_app.routing.conversations import HEADER, Conversation, KnownConversations, conversation_of, first_turn
 from serve_app.routing.decision import OTHER, Decision, Reason, certain
-from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, routing_options, token_ids_of
+from serve_app.routing.names import Names
+from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, token_ids_of
 from serve_app.routing.stand_ins import StandIns
 from serve_app.shared.client import SharedState
 from serve_app.suspects import Suspects
@@ -70,9 +73,12 @@ class Gateway:
         self._router = router
         self._models = models
         self.ids = ids
+        self.names = Names(ids, serving)
         self._serving = serving
         self._pricing = pricing or Pricing(serving.prices)
-        self._observers = [self._pricing, *observers]  # first, for what an exchange cost is for the others to read
+        self._limits = KeyLimits(serving, shared)
+        # Pricing first, for what an exchange cost and used is for the others to read.
+        self._observers = [self._pricing, *observers, self._limits]
         self._fail_open: Route = serving.shadow or serving.fail_open
         self._conversations = KnownConversations(shared)
         self._work = WorkInFlight(serving)
@@ -94,11 +100,15 @@ class Gateway:
             self._close(exchange, CLIENT_LEFT)
             raise
         except RequestRefused as e:
+            if exchange.grant is not None:
+                e.headers |= limit_headers(exchange.grant)
             self._close(exchange, e.status)
             raise
         except Exception:
             self._close(exchange, 500)
             raise
+        if exchange.grant is not None:
+            response.headers.update(limit_headers(exchange.grant))
         if not isinstance(response, Events):  # a stream is over when its last byte is sent
             self._close(exchange, response.status_code)
         return response
@@ -116,10 +126,11 @@ class Gateway:
             translation = await asyncio.to_thread(translate, parsed) if is_large else translate(parsed)
             parsed = translation.chat
             body = to_json(parsed)
-        options = routing_options(parsed.get("model"), request.headers, self.ids)
+        options = self.names.options(parsed.get("model"), request.headers, exchange.key_name)
         span_asks(exchange.model_endpoint, parsed, streams=streams)
         text = self._text_of(exchange.model_endpoint, parsed)
         exchange.work = self._work.begin(parsed, exchange.key_name)  # before the router reads prompts that no model will
+        exchange.grant = await self._limits.begin(exchange.key_name, exchange.work)
         if options.route is None:
             text = await self._decoded(text, parsed)
         exchange.text = text.texts[0] if text.texts else None
@@ -150,8 +161,10 @@ class Gateway:
         over = partial(self._stream_over, exchange, answer)
         return Events(self._relayed(exchange, chunks, parsed, translation), over, headers)
 
-    async def route(self, parsed: dict[str, Any], headers: Mapping[str, str]) -> list[Decision]:
-        """The decisions alone: of a chat's body one, of a completion's one for each of its prompts. Nothing is recorded."""
+    async def route(self, parsed: dict[str, Any], headers: Mapping[str, str], key_name: str | None = None) -> list[Decision]:
+        """The decisions alone: of a chat's body one, of a completion's one for each of its prompts. Nothing is recorded, but it is
+        one of its key's requests a minute.
+        """
         if (parsed.get("messages") is None) == (parsed.get("prompt") is None):
             raise RequestRefused(
                 400,
@@ -160,11 +173,13 @@ class Gateway:
                 param="messages",
             )
         text = self._text_of("chat" if parsed.get("prompt") is None else "completions", parsed)
+        options = self.names.options(parsed.get("model", FIREWALL), headers, key_name)
+        await self._limits.begin(key_name, tokens=0)
         text = await self._decoded(text, parsed)
         if parsed.get("prompt") is not None and not text.texts:
             message = "prompt: must be a text or a list of texts, or token ids that both models can be asked for the text of."
             raise RequestRefused(400, message, code="invalid_type", param="prompt")
-        return await self._decide(routing_options(parsed.get("model", FIREWALL), headers, self.ids), text)
+        return await self._decide(options, text)
 
     def checks(self) -> dict[str, Callable[[], Awaitable[Any]]]:
         """What has to answer before clients are let in, by name; each raises what is wrong."""
@@ -289,6 +304,7 @@ class Gateway:
         """The chunks as they come. What fails now ends in an error event: another model's text would corrupt the answer."""
         try:
             async for chunk in chunks:
+                exchange.num_streamed += num_tokens_in(chunk)
                 yield chunk
             exchange.status = 200
         except Exception as e:

@@ -53,7 +53,12 @@ METRICS: dict[str, Metric] = {
         "histogram", ("route",), "Seconds from arrival to the first token, of answers that are streamed.", SECONDS
     ),
     "firewall_total_s": Metric("histogram", ("route",), "Seconds from arrival to the last byte, of whole answers.", SECONDS),
-    "firewall_tokens": Metric("counter", ("route", "kind"), "Tokens of the answers of each model; kind: prompt or completion."),
+    "firewall_tokens": Metric(
+        "counter",
+        ("route", "kind", "key"),
+        "Tokens of the answers of each model; kind: prompt or completion; key: name of the API key. Of streams that were cut off, "
+        "those that were sent, and an estimate of the prompt's.",
+    ),
     "firewall_strong_fraction": Metric(
         "gauge", (), "Share that scores sent to the strong model, of this replica's last 1,000 routed requests."
     ),

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from firewall_ray.config.base import Name, PairConfig, Positive, Strict
 from firewall_ray.config.baselines import BaselinesConfig
+from firewall_ray.config.callers import check_names
 from firewall_ray.config.evaluate_module import AnswerMetrics
 from firewall_ray.config.grading import GradingConfig
 from firewall_ray.config.labels import LabelsConfig
@@ -101,6 +102,11 @@ class RunConfig(Strict):
         }.items():
             if unknown := sorted(set(keys) - set(self.models)):
                 raise ValueError(f"{where} names {unknown[0]!r}, but models has only {sorted(self.models)}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_can_be_asked_for(self) -> "RunConfig":
+        check_names(self.serving.aliases, self.serving.keys, (self.pair.weak, self.pair.strong))
         return self
 
     @property

@@ -4,17 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from firewall_ray.config.base import HIDDEN, LabelDesign, Name, NodeGroupConfig, Positive, ReplicasConfig, Strict
+from firewall_ray.config.base import HIDDEN, LabelDesign, NodeGroupConfig, Positive, ReplicasConfig, Strict
+from firewall_ray.config.callers import Alias, ApiKeyConfig, check_same_rights
 from firewall_ray.config.money import PriceConfig, SpendCapsConfig
 
 Route = Literal["weak", "strong"]
-
-
-class ApiKeyConfig(Strict):
-    name: Name = Field(description="Who holds the key; appears in metrics and in the decision log. The key itself never does.")
-    sha256: Annotated[str, HIDDEN] = Field(
-        pattern=r"^[0-9a-f]{64}$", description="Hash of the key, from: python -m serve_app.api_keys NAME"
-    )
 
 
 class BudgetControlConfig(Strict):
@@ -112,6 +106,10 @@ class ServingConfig(NodeGroupConfig):
         None,
         description="Who may call. `disabled` lets in whoever reaches the port, and must be said in words: None does not serve.",
     )
+    aliases: dict[Alias, str] = Field(
+        default_factory=dict,
+        description="Names that clients may ask for beside those there are, such as {gpt-4o: firewall, gpt-4o-mini: firewall-0.1}.",
+    )
     allowed_hosts: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
         description="Names by which clients may ask, beside localhost and addresses. None: any with api_keys; without, "
@@ -159,6 +157,16 @@ class ServingConfig(NodeGroupConfig):
         no_answer_s = max(self.answer_timeout_s, self.first_token_timeout_s)
         return self.body_timeout_s + self.answer_timeout_s + no_answer_s + self.longest_answer_s
 
+    @property
+    def keys(self) -> list[ApiKeyConfig]:
+        """The API keys that there are; none where they are disabled, too."""
+        return self.api_keys if isinstance(self.api_keys, list) else []
+
+    @model_validator(mode="after")
+    def _keys_of_a_name_have_its_rights(self) -> "ServingConfig":
+        check_same_rights(self.keys)
+        return self
+
     @model_validator(mode="after")
     def _prices_of_both_or_none(self) -> "ServingConfig":
         if len(self.prices) == 1:
@@ -173,7 +181,7 @@ class ServingConfig(NodeGroupConfig):
             return self
         if not self.prices:
             raise ValueError("spend_caps: without prices nobody knows what is spent. Set prices too.")
-        names = {key.name for key in self.api_keys} if isinstance(self.api_keys, list) else set[str]()
+        names = {key.name for key in self.keys}
         if unknown := sorted(caps.keys.keys() - names):
             raise ValueError(
                 f"spend_caps.keys: no API key has the name {unknown[0]}. There are: {', '.join(sorted(names)) or 'none'}."

@@ -8,7 +8,7 @@ import uuid
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from firewall_ray.schemas import DECISIONS, EMBEDDINGS, GRADES, JUDGEMENTS, LABELS, QUERIES, SAMPLES, SCORES
+from firewall_ray.schemas import DECISIONS, EMBEDDINGS, GRADES, JUDGEMENTS, LABELS, OTHER_REQUESTS, QUERIES, SAMPLES, SCORES
 from firewall_ray.store.dataset import Dataset, storage_errors
 from firewall_ray.store.locations import check_folder, open_location
 
@@ -64,6 +64,10 @@ class ArtifactStore:
     def decisions(self) -> Dataset:
         """The serving application's decision log. It grows file by file and is never finished, so it has no manifest."""
         return self._dataset("decisions", "decisions", DECISIONS, "python -m serve_app")
+
+    def other_requests(self) -> Dataset:
+        """The requests that no score decided, as `decisions`."""
+        return self._dataset("other_requests", "other_requests", OTHER_REQUESTS, "python -m serve_app")
 
     def spending(self) -> Dataset:
         """What was spent under `serving.spend_caps`: JSON, a file of each shared replica that there was lately. No manifest."""

@@ -7,12 +7,13 @@ any more, so nothing behind it can wait for a slow client or write a key into a 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from firewall_ray.config.serving import ServingConfig
-from serve_app.api_keys import holder
+from serve_app.api_keys import key_in
 from serve_app.apis.messages.errors import in_the_apis_shape
 from serve_app.body import BOM, unpacked
 from serve_app.errors import RequestRefused, too_many
@@ -78,12 +79,15 @@ class Admission:
         authorization = [
             value if name == b"authorization" else b"Bearer " + value for name, value in scope["headers"] if name in KEY_HEADERS
         ]
-        name = holder(authorization, self._serving.api_keys or ())
-        if name is None:
+        key = key_in(authorization, self._serving.keys)
+        if key is None:
             said = "This API key is not known here." if authorization else "An API key is needed."
             ways = "as `Authorization: Bearer KEY` or `x-api-key: KEY`"
             raise RequestRefused(401, f"{said} Send yours once, {ways}.", code="invalid_api_key")
-        return name
+        if key.expires_at is not None and datetime.now(UTC) >= key.expires_at:
+            message = f"This API key was good until {key.expires_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}. Ask for a new one."
+            raise RequestRefused(401, message, code="expired_api_key")
+        return key.name
 
     @asynccontextmanager
     async def _slot(self, key_name: str | None) -> AsyncIterator[None]:

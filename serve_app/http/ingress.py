@@ -43,15 +43,14 @@ from serve_app.recording.spans import Spans
 from serve_app.recording.telemetry import Telemetry
 from serve_app.recording.threaded import ThreadedObserver
 from serve_app.routing.client import DeployedRouter
-from serve_app.routing.request import FIREWALL, routing_options
 from serve_app.shared.client import SharedState
 from serve_app.tracing import Tracing
 
 
 class Ingress:
     """ids: what clients call the models. models: of each, its deployment's handle or the server that has it. decisions: where
-    the decision log goes, if `serving` wants one. spending: where what was spent is kept, with caps. shared: what all ingress
-    replicas know together.
+    the decision log goes, if `serving` wants one; other_requests: what no score decided. spending: where what was spent is kept,
+    with caps. shared: what all ingress replicas know together.
     """
 
     def __init__(
@@ -63,6 +62,7 @@ class Ingress:
         decisions: Dataset,
         spending: Dataset,
         shared: DeploymentHandle | None = None,
+        other_requests: Dataset | None = None,
     ) -> None:
         warnings_at_once()
         self._tracing = replica_tracing()
@@ -76,10 +76,11 @@ class Ingress:
         observers: list[Observer] = [self._threaded, self._counters]
         if self._tracing is not None:
             observers.append(Spans(ids))
-        self._log: DecisionLog | None = None
+        self._logs: list[DecisionLog] = []
         if serving.decision_log is not None:
-            self._log = DecisionLog(decisions, serving.decision_log, telemetry.logged)
-            observers.append(self._log)
+            for each in filter(None, (decisions, other_requests)):
+                self._logs.append(DecisionLog(each, serving.decision_log, telemetry.logged))
+        observers += self._logs
         shared_state = None if shared is None else SharedState(shared, serving.router_timeout_s)
         self._caps: SpendCaps | None = None
         if shared is not None and serving.spend_caps is not None:
@@ -100,14 +101,16 @@ class Ingress:
         async with AsyncExitStack() as closing:  # each, whatever befalls the others; the last first
             if self._tracing is not None:
                 closing.push_async_callback(asyncio.to_thread, self._tracing.close)
-            if self._log is not None:
-                closing.push_async_callback(asyncio.to_thread, self._log.close)
+            closing.push_async_callback(self._close_logs)
             closing.push_async_callback(asyncio.to_thread, self._threaded.close)
             if self._caps is not None:
                 closing.push_async_callback(self._caps.close)
                 closing.callback(asyncio.create_task(self._caps.tell_forever()).cancel)
             closing.callback(asyncio.create_task(self._places.tell_forever()).cancel)
             yield
+
+    async def _close_logs(self) -> None:
+        await asyncio.gather(*(asyncio.to_thread(log.close) for log in self._logs))
 
 
 def _client(name: str, model: DeploymentHandle | OpenAIModelConfig, serving: ServingConfig, tracing: Tracing | None) -> ModelClient:
@@ -147,26 +150,29 @@ def asgi_app(
 
     async def route(request: Request) -> Response:
         parsed = parsed_object(await request.body())
-        decisions = await gateway.route(parsed, request.headers)
+        decisions = await gateway.route(parsed, request.headers, _key_name(request))
         answers = [decision.as_json(gateway.ids[decision.route]) for decision in decisions]
         prompt = parsed.get("prompt")
         # A list of token ids is one prompt.
         is_batch = isinstance(prompt, list) and not isinstance(prompt[0], int)
-        return JSONResponse({"decisions": answers} if is_batch else answers[0])
+        if is_batch:
+            return JSONResponse({"decisions": answers})
+        # For gateways that read no bodies.
+        return JSONResponse(answers[0], headers=decisions[0].headers() | {"x-firewall-model": answers[0]["model"]})
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model_card(each) for each in (FIREWALL, *gateway.ids.values())]})
+        return JSONResponse({"object": "list", "data": [_model_card(each) for each in gateway.names.listed(_key_name(request))]})
 
     async def model(request: Request) -> Response:
         model_id = request.path_params["model_id"]
         if not model_id:  # a client that puts a slash behind its URLs
             return await models(request)
         # For its refusal: of what is not here, it names what is.
-        routing_options(model_id, {}, gateway.ids)
+        gateway.names.options(model_id, {}, _key_name(request))
         return JSONResponse(_model_card(model_id))
 
     async def stats(request: Request) -> Response:
-        return JSONResponse(counters.snapshot(request.scope.get("state", {}).get("key_name")))
+        return JSONResponse(counters.snapshot(_key_name(request)))
 
     readiness = Readiness(gateway.checks())
     the_page = page_response(serving.examples)  # read and hashed once, not at each visit
@@ -202,6 +208,8 @@ def asgi_app(
             Path("/v1/responses", responses, methods=["POST"]),
             Path("/v1/messages", messages, methods=["POST"]),
             Path("/v1/route", route, methods=["POST"]),
+            # path: gateways such as Envoy put a prefix before the path that their client asked for.
+            Path("/v1/route/{path:path}", route, methods=["POST"]),
             Path("/v1/models", models),
             # path: clients ask for names of other hubs, with slashes, and shall get the 404 that says what there is.
             Path("/v1/models/{model_id:path}", model),
@@ -217,6 +225,12 @@ def asgi_app(
     )
     add_error_handlers(app, in_the_apis_shape)
     return app
+
+
+def _key_name(request: Request) -> str | None:
+    """Of the key that admission let in."""
+    name: str | None = request.scope.get("state", {}).get("key_name")
+    return name
 
 
 def _model_card(model_id: str) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from serve_app.apis.messages.errors import PATH as MESSAGES_PATH
 from serve_app.http.admission import OPEN_PATHS
 
 TEXT = {"type": "string"}
-MODEL = {**TEXT, "description": "firewall, firewall-0.3 (any strong fraction from 0 to 1), or the key of one of the models."}
+MODEL = {
+    **TEXT,
+    "description": "firewall, firewall-0.3 (any strong fraction from 0 to 1), a model's key, or an alias.",
+}
 STREAM = {"type": ["boolean", "null"], "description": "Server-sent events instead of one answer."}
 MESSAGES = {"type": "array", "items": {"type": "object"}, "description": "As OpenAI's. The router reads the last user text."}
 PROMPT = {
@@ -71,6 +74,7 @@ ENDPOINTS: tuple[tuple[str, str, str, dict[str, Any], bool], ...] = (
         True,
     ),
     ("/v1/route", "post", "The decision alone, for the body of a chat or of a completion.", {}, False),
+    ("/v1/route/{path}", "post", "The same, for gateways that put it before the path that they were asked for.", {}, False),
     ("/v1/models", "get", "The names that a request's `model` may have.", {}, False),
     ("/v1/models/{model}", "get", "One of them.", {}, False),
     ("/stats", "get", "What the page counts, of one ingress replica.", {}, False),
@@ -89,8 +93,9 @@ def openapi_response() -> JSONResponse:
         operation: dict[str, Any] = {"summary": summary, "responses": {"200": _answer(is_routed), "default": _refusal(path)}}
         if path in OPEN_PATHS:
             operation["security"] = []
-        if path.endswith("{model}"):
-            operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": TEXT}]
+        if path.endswith("}"):
+            name = path[path.index("{") + 1 : -1]
+            operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": TEXT}]
         if method == "post":
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _body(fields)}}}
         paths[path] = {method: operation}

@@ -2,6 +2,10 @@
 
 from collections.abc import AsyncIterator
 
+DONE = b"data: [DONE]\n\n"
+# How a chat's event that only says who speaks shows; in a JSON string, as text is, the quotes would be escaped.
+SPEAKER = b'"role":"assistant","content":""'
+
 
 async def event_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The data of one event after another. What only keeps a connection awake is skipped: comments, data without any, `ping`.
@@ -20,6 +24,15 @@ async def event_data(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 yield data
     if name != b"ping" and (data := _data(rest)):
         yield data
+
+
+def num_tokens_in(chunk: bytes) -> int:
+    """Of whole events, at one token an event. A server may send several in one, but hardly where it is read as fast as it writes.
+
+    >>> num_tokens_in(b'data: {"choices":[{"text":"a"}]}\\n\\ndata: {"choices":[{"text":"b"}]}\\n\\ndata: [DONE]\\n\\n')
+    2
+    """
+    return chunk.count(b"\n\n") - chunk.count(SPEAKER) - chunk.endswith(DONE)
 
 
 def _data(line: bytes) -> bytes:

@@ -2,10 +2,11 @@
 
 An answer costs its tokens, or its part of the GPUs' time, at the price of the model that gave it. Of one that was not seen to its
 end (the client left, the stream broke) nobody said what it used: that is estimated from the request's size and from how long the
-model worked on it, at the rates of the model's last answers.
+model worked on it, at the rates of the model's last answers. Of a stream, the tokens that were sent are counted.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from firewall_ray.config.money import PriceConfig
 from firewall_ray.config.serving import Route
@@ -56,7 +57,10 @@ class Rates:
 
 
 class Pricing:
-    """The first observer: it gives an exchange its cost. prices: of both models, or empty. caps: None where nobody has any."""
+    """The first observer: it gives an exchange its cost, and a stream that was cut off its usage.
+
+    prices: of both models, or empty. caps: None where nobody has any.
+    """
 
     def __init__(self, prices: Mapping[Route, PriceConfig], caps: SpendCaps | None = None) -> None:
         self._prices = prices
@@ -75,14 +79,17 @@ class Pricing:
 
     def record(self, exchange: Exchange) -> None:
         """As the protocol says."""
+        counted = exchange.usage
+        if counted is not None and exchange.answered_by is not None and exchange.status == 200:
+            self._rates[exchange.answered_by].learn(exchange.num_bytes, exchange.model_seconds, counted)
+        usage = counted or self._estimate(exchange)
+        if exchange.num_streamed:
+            exchange.usage = usage
         if not self._prices:
             return
-        usage = exchange.usage or self._estimate(exchange)
         exchange.cost_usd = self._cost_usd(exchange, usage)
         if exchange.is_as_scored and usage is not None:
             exchange.saved_usd = self._saved_usd(exchange, usage)
-        if exchange.usage is not None and exchange.answered_by is not None and exchange.status == 200:
-            self._rates[exchange.answered_by].learn(exchange.num_bytes, exchange.model_seconds, exchange.usage)
         if self._caps is not None:
             self._caps.record(exchange)
 
@@ -94,9 +101,10 @@ class Pricing:
 
     def _estimate(self, exchange: Exchange) -> Usage | None:
         """None where no model has answered anything: refused, or none was there."""
-        if exchange.asked is None or (exchange.status not in (200, 502) and not exchange.client_left):
+        if exchange.asked is None or not exchange.may_have_used_tokens:
             return None
-        return self._rates[exchange.asked].estimate(exchange.num_bytes, exchange.model_seconds)
+        usage = self._rates[exchange.asked].estimate(exchange.num_bytes, exchange.model_seconds)
+        return replace(usage, completion_tokens=exchange.num_streamed) if exchange.num_streamed else usage
 
     def _saved_usd(self, exchange: Exchange, usage: Usage) -> float:
         """The weak answer's tokens at the strong price, less its cost; 0 for a strong answer. Negative where the weak is dearer.

@@ -1,4 +1,5 @@
-"""Decisions on disk: a row of `firewall_ray.schemas.DECISIONS` a request that a score decided, under ROOT/decisions/.
+"""Decisions on disk: a row of `firewall_ray.schemas.DECISIONS` a request that a score decided, under ROOT/decisions/; and one of
+`OTHER_REQUESTS` a request that was decided otherwise, under ROOT/other_requests/.
 
 Each ingress replica writes files of its own from a thread of its own: requests never wait for storage. Where storage fails,
 rows wait in memory and are written when it is back; when there is no more room they are dropped and counted.
@@ -8,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
@@ -17,7 +18,6 @@ import pyarrow as pa
 
 from firewall_ray.config.serving import DecisionLogConfig
 from firewall_ray.errors import StorageFailure
-from firewall_ray.schemas import DECISIONS
 from firewall_ray.store.dataset import Dataset
 from serve_app.recording.exchange import Exchange
 
@@ -31,12 +31,17 @@ Row = tuple[Any, ...]
 
 
 class DecisionLog:
-    """An observer. logged: is told how many rows were written or dropped; called from the log's thread too."""
+    """An observer. dataset: of what a score decided, or of the rest.
+
+    logged: is told how many rows were written or dropped; called from the log's thread too.
+    """
 
     def __init__(
         self, dataset: Dataset, config: DecisionLogConfig, logged: Callable[[Literal["written", "dropped"], int], None]
     ) -> None:
         self._dataset = dataset
+        self._columns = dataset.schema.names
+        self._of_scores = "p_weak" in self._columns
         self._config = config
         self._logged = logged
         self._writer_id = uuid4().hex[:12]  # replicas write into the same folder
@@ -52,9 +57,9 @@ class DecisionLog:
 
     def record(self, exchange: Exchange) -> None:
         """As the protocol says."""
-        if exchange.decided is None:
+        if exchange.decision is None or (exchange.decided is not None) != self._of_scores:
             return
-        row = row_of(exchange, keep_text=self._config.keep_text)
+        row = row_of(exchange, self._columns, keep_text=self._config.keep_text)
         num_characters = len(row[-1] or "")  # the text, the only part whose size is the client's choice
         with self._changed:
             is_full = (
@@ -102,7 +107,7 @@ class DecisionLog:
         outcome: Literal["written", "dropped"] = "written"
         try:
             # Outside of the lock: requests that are over meanwhile must not wait for storage.
-            self._dataset.append(table_of(rows), self._next_name())
+            self._dataset.append(table_of(rows, self._dataset.schema), self._next_name())
         except StorageFailure as e:
             if not was_failing:
                 logger.warning("The decision log cannot be written, rows wait in memory: %s", e)
@@ -131,41 +136,42 @@ class DecisionLog:
         return f"date={now:%Y-%m-%d}/{now:%H%M%S}-{self._writer_id}-{self._num_files:06d}.parquet"
 
 
-def row_of(exchange: Exchange, *, keep_text: bool) -> Row:
-    """The columns of `DECISIONS`, in its order. The exchange is one that a score decided."""
+def row_of(exchange: Exchange, columns: Sequence[str], *, keep_text: bool) -> Row:
+    """The values of these columns of `DECISIONS` or `OTHER_REQUESTS`. The exchange is one that was decided."""
     decision, usage = exchange.decision, exchange.usage
     assert decision is not None
     text = exchange.text if keep_text else None
-    return (
-        decision.query_id,
-        decision.score,
-        int(exchange.began_at * 1e6),
-        decision.router,
-        decision.threshold,
-        decision.strong_fraction,
-        decision.route,
-        exchange.decided,
-        exchange.answered_by,
-        decision.reason,
-        exchange.fallback,
-        exchange.endpoint,
-        exchange.streams,
-        exchange.status,
-        usage and usage.prompt_tokens,
-        usage and usage.completion_tokens,
-        exchange.router_s,
-        exchange.first_byte_s,
-        exchange.total_s,
-        exchange.key_name,
-        exchange.cost_usd,
-        decision.arm,
-        exchange.request_id,
+    values = {
+        "query_id": decision.query_id,
+        "p_weak": decision.score,
+        "time": int(exchange.began_at * 1e6),
+        "router": decision.router,
+        "threshold": decision.threshold,
+        "strong_fraction": decision.strong_fraction,
+        "route": decision.route,
+        "decided": exchange.decided,
+        "answered_by": exchange.answered_by,
+        "reason": decision.reason,
+        "fallback": exchange.fallback,
+        "endpoint": exchange.endpoint,
+        "streams": exchange.streams,
+        "status": exchange.status,
+        "prompt_tokens": usage and usage.prompt_tokens,
+        "completion_tokens": usage and usage.completion_tokens,
+        "router_s": exchange.router_s,
+        "first_byte_s": exchange.first_byte_s,
+        "total_s": exchange.total_s,
+        "key_name": exchange.key_name,
+        "cost_usd": exchange.cost_usd,
+        "arm": decision.arm,
+        "request_id": exchange.request_id,
         # JSON may hold half a surrogate pair, UTF-8 may not.
-        text and text.encode("utf-8", "replace").decode(),
-    )
+        "text": text and text.encode("utf-8", "replace").decode(),
+    }
+    return tuple(values[name] for name in columns)
 
 
-def table_of(rows: list[Row]) -> pa.Table:
+def table_of(rows: list[Row], schema: pa.Schema) -> pa.Table:
     """Rows of `row_of` as a table. Raises pyarrow.ArrowException or OverflowError on what the columns cannot hold."""
     columns = zip(*rows, strict=True)
-    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, DECISIONS, strict=True)], schema=DECISIONS)
+    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)

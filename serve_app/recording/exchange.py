@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from firewall_ray.config.serving import Route
 from serve_app.models.answers import Endpoint, Unavailable, Usage
 from serve_app.routing.decision import Decision
+from serve_app.shared.minutes import Grant
 
 # What clients ask; the last two are chats in other words (serve_app/apis).
 Asked = Literal["chat", "completions", "responses", "messages"]
@@ -22,7 +23,9 @@ class Exchange:
     text: what the router read, of several prompts the one that decided. Personal data: only the decision log may keep it, and
     only when told to.
     answered_by: the model that answered; not decision.route after a fallback, whose cause is `fallback`.
-    work: tokens that it may come to, for which it was let in (work.py).
+    work: tokens that it may come to, for which it was let in (work.py). grant: of its key's limits a minute, if it has any.
+    num_streamed: tokens of a stream that were sent so far. usage: as the model's server counted it; where a stream's client left or
+    it broke, an estimate with num_streamed in it (`serve_app/money/pricing.py`).
     first_byte_s: from arrival to the model's first byte. model_s: of that, in the model's replica.
     request_id: the client's, or Ray Serve's.
     num_bytes: of the request. cost_usd, saved_usd: see `serve_app/money/pricing.py`; saved_usd where a score decided, in force.
@@ -47,6 +50,8 @@ class Exchange:
     num_bytes: int = 0
     cost_usd: float | None = None
     saved_usd: float | None = None
+    grant: Grant | None = None
+    num_streamed: int = 0
     began_at: float = field(default_factory=time.time)  # wall clock, for the log
     _began: float = field(default_factory=time.perf_counter)  # a wall clock may be set back
 
@@ -87,6 +92,11 @@ class Exchange:
     def model_seconds(self) -> float:
         """From the decision to the last byte, or to now."""
         return (self.elapsed_s() if self.total_s is None else self.total_s) - (self.router_s or 0.0)
+
+    @property
+    def may_have_used_tokens(self) -> bool:
+        """Whether a model may have worked on it, where nobody said what it used."""
+        return self.asked is not None and (self.status in (200, 502) or self.client_left)
 
     @property
     def is_as_scored(self) -> bool:

@@ -80,7 +80,7 @@ class Telemetry:
             self._record("firewall_total_s", exchange.total_s, tags)
         if exchange.usage is not None:
             for kind, num_tokens in (("prompt", exchange.usage.prompt_tokens), ("completion", exchange.usage.completion_tokens)):
-                self._count("firewall_tokens", num_tokens, {**tags, "kind": kind})
+                self._count("firewall_tokens", num_tokens, {**tags, "kind": kind, "key": exchange.key_name or NONE})
         if exchange.avoided_strong_call:
             self._count("firewall_strong_calls_avoided", 1, {})
 

@@ -8,22 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from firewall_ray.config.names import FIREWALL, fraction_in
 from firewall_ray.config.serving import Route
 from serve_app.errors import RequestRefused
 
 FRACTION_HEADER = "x-firewall-strong-fraction"
-FIREWALL = "firewall"
-# ASCII: float() would read the digits of other alphabets too.
-_FRACTION = re.compile(rf"{FIREWALL}-(\d+\.?\d*|\.\d+)", re.ASCII)
-
-
-def is_reserved(model_id: str) -> bool:
-    """Whether clients could not reach a model with this id, because the router answers to it.
-
-    >>> [is_reserved(name) for name in ("firewall", "firewall-7b", "strong")]
-    [True, True, False]
-    """
-    return model_id == FIREWALL or model_id.startswith(f"{FIREWALL}-")
 
 
 @dataclass(frozen=True)
@@ -34,28 +23,37 @@ class RoutingOptions:
     strong_fraction: float | None = None
 
 
-def routing_options(model: Any, headers: Mapping[str, str], ids: Mapping[Route, str]) -> RoutingOptions:
-    """What a request's `model` and headers ask of routing. ids: of the pair. Raises RequestRefused when they name nothing here.
+def routing_options(
+    model: Any, headers: Mapping[str, str], ids: Mapping[Route, str], known: Sequence[str] | None = None
+) -> RoutingOptions:
+    """What a request's `model` and headers ask of routing. ids: of the pair. known: what a refusal says that there is, where that
+    is not all of it. Raises RequestRefused when they name nothing here.
 
     >>> routing_options("firewall-0.3", {}, {"weak": "small"}), routing_options("small", {}, {"weak": "small"})
     (RoutingOptions(route=None, strong_fraction=0.3), RoutingOptions(route='weak', strong_fraction=None))
     """
-    known = ", ".join([FIREWALL, f"{FIREWALL}-0.3 (any strong fraction from 0 to 1)", *ids.values()])
-    if model is None:
-        raise RequestRefused(400, f"model is missing. There are: {known}.", code="missing_model", param="model")
     if not isinstance(model, str):
-        raise RequestRefused(400, f"model: must be a string. There are: {known}.", code="invalid_type", param="model")
+        there_are = _there_are(ids, known)
+        if model is None:
+            raise RequestRefused(400, f"model is missing. {there_are}", code="missing_model", param="model")
+        raise RequestRefused(400, f"model: must be a string. {there_are}", code="invalid_type", param="model")
     # First: a model asked for by its own id is asked no fraction of, whatever a header says.
     for route, model_id in ids.items():
         if model == model_id:
             return RoutingOptions(route=route)
-    found = _FRACTION.fullmatch(model)
-    named = float(found.group(1)) if found else None
-    if model != FIREWALL and (named is None or named > 1):
-        message = f"The model {model[:100]!r} does not exist. There are: {known}."
+    named = fraction_in(model)
+    if model != FIREWALL and named is None:
+        message = f"The model {model[:100]!r} does not exist. {_there_are(ids, known)}"
         raise RequestRefused(404, message, code="model_not_found", param="model")
     given = headers.get(FRACTION_HEADER)
     return RoutingOptions(strong_fraction=named if given is None else _fraction_of_header(given, named))
+
+
+def _there_are(ids: Mapping[Route, str], known: Sequence[str] | None) -> str:
+    names = [FIREWALL, *ids.values()] if known is None else list(known)
+    if FIREWALL in names:
+        names.insert(1, f"{FIREWALL}-0.3 (any strong fraction from 0 to 1)")
+    return f"There are: {', '.join(names)}."
 
 
 def _fraction_of_header(given: str, named: float | None) -> float:

@@ -9,7 +9,8 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.calls import cancel
 
 TELL_EVERY_S = 1.0  # each ingress replica, also when it has nothing new
-Question = Literal["recall", "claim", "enter", "leave", "tell", "settle"]  # methods of `shared.replica.SharedReplica`
+# Methods of `shared.replica.SharedReplica`.
+Question = Literal["recall", "claim", "enter", "leave", "tell", "take", "correct", "settle"]
 # What is told again and again, and by which an ingress replica finds out that the shared one is back.
 HEARTBEATS = ("tell", "settle")
 

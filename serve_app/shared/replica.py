@@ -1,8 +1,9 @@
-"""What all ingress replicas know together: the model a conversation began with, what of each key is in flight, what was spent.
+"""What all ingress replicas know together: the model a conversation began with, what each key has in flight and used this minute,
+and what was spent.
 
 A deployment of one replica, with everything in memory: a call is a dictionary's work. When it dies, conversations go on where the
-ingress replicas remember them, and the places in flight are known again as soon as each ingress replica has told its own. What was
-spent is kept under ROOT (`serve_app/money/keeper.py`).
+ingress replicas remember them, the places in flight are known again as soon as each ingress replica has told its own, and a minute
+begins anew. What was spent is kept under ROOT (`serve_app/money/keeper.py`).
 """
 
 import time
@@ -20,6 +21,7 @@ from serve_app.money.ledger import Spent
 from serve_app.routing.conversations import Conversations
 from serve_app.routing.decision import Decision
 from serve_app.shared.client import TELL_EVERY_S
+from serve_app.shared.minutes import KeyMinutes, Limits, Taken
 
 FORGOTTEN_AFTER_S = 20 * TELL_EVERY_S  # an ingress replica that told nothing for so long is gone, and its places with it
 MAX_ONGOING = 10_000
@@ -65,6 +67,7 @@ class SharedReplica:
     def __init__(self, spending: Dataset | None = None) -> None:
         self._conversations = Conversations()
         self._places = Places()
+        self._minutes = KeyMinutes()
         self._spending = None if spending is None else LedgerKeeper(spending, RayMetrics())
 
     async def recall(self, key: bytes) -> Decision | None:
@@ -86,6 +89,14 @@ class SharedReplica:
     async def tell(self, ingress: str, taken: Mapping[str, int]) -> None:
         """As `Places.tell`."""
         self._places.tell(ingress, taken)
+
+    async def take(self, key: str, limits: Limits, tokens: int) -> Taken:
+        """As `KeyMinutes.take`."""
+        return self._minutes.take(key, limits, tokens)
+
+    async def correct(self, key: str, limit: int, began_s: float, more: int) -> None:
+        """As `KeyMinutes.correct`."""
+        self._minutes.correct(key, limit, began_s, more)
 
     async def settle(self, ingress: str, totals: Mapping[str, Mapping[str, float]], keys: Collection[str] | None) -> Spent:
         """As `LedgerKeeper.settle`."""

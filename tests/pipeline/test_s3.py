@@ -12,6 +12,7 @@ from handmade import grade, make_config, query, sample, write
 from s3_server import ENVIRONMENT, empty_root, s3_server
 
 from firewall_ray.errors import ArtifactMissing, StorageFailure
+from firewall_ray.schemas import DECISIONS
 from firewall_ray.stages.grade import run_grading
 from firewall_ray.stages.label import run_labeling
 from firewall_ray.stages.prepare_queries import read_queries, run_prepare_queries
@@ -126,7 +127,7 @@ def test_a_bucket_that_does_not_exist_is_named(root: str) -> None:
 def test_a_dataset_that_grows_file_by_file_does_so_on_s3(root: str) -> None:
     decisions = ArtifactStore(root).decisions()
     decision = Decision("weak", "score", 0.75, 0.5, "v1", False, 0.3, query_id="q")
-    rows = table_of([row_of(Exchange("chat", decision=decision), keep_text=False)])
+    rows = table_of([row_of(Exchange("chat", decision=decision), DECISIONS.names, keep_text=False)], DECISIONS)
     for name in ("date=2026-01-01/a.parquet", "date=2026-01-02/b.parquet"):
         decisions.append(rows, name)
     assert decisions.require().read().equals(pa.concat_tables([rows, rows]))

@@ -8,12 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from firewall_ray.config.serving import ApiKeyConfig, ServingConfig
+from firewall_ray.config.callers import ApiKeyConfig
+from firewall_ray.config.serving import ServingConfig
 from serve_app import api_keys
-from serve_app.api_keys import holder, make_key
+from serve_app.api_keys import key_in, make_key
 
 # NIST's example of SHA-256, FIPS 180-2 appendix B.1: of "abc".
 ABC = ApiKeyConfig(name="nist", sha256="ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+
+
+def name_of(authorization: list[bytes], keys: list[ApiKeyConfig]) -> str | None:
+    found = key_in(authorization, keys)
+    return None if found is None else found.name
 
 
 def run_main(*args: str) -> tuple[int, str]:
@@ -26,13 +32,13 @@ def run_main(*args: str) -> tuple[int, str]:
 
 
 def test_the_hash_is_the_published_sha256_of_the_key() -> None:
-    assert holder([b"Bearer abc"], [ABC]) == "nist"
+    assert name_of([b"Bearer abc"], [ABC]) == "nist"
 
 
 @pytest.mark.parametrize("scheme", [b"Bearer", b"bearer", b"BEARER", b"bEaReR"])
 @pytest.mark.parametrize(("before", "between", "after"), [(b"", b" ", b""), (b" ", b"  ", b" ")])
 def test_the_scheme_may_have_any_case_and_spaces(scheme: bytes, before: bytes, between: bytes, after: bytes) -> None:
-    assert holder([before + scheme + between + b"abc" + after], [ABC]) == "nist"
+    assert name_of([before + scheme + between + b"abc" + after], [ABC]) == "nist"
 
 
 @pytest.mark.parametrize(
@@ -48,14 +54,14 @@ def test_the_scheme_may_have_any_case_and_spaces(scheme: bytes, before: bytes, b
     ],
 )
 def test_whatever_else_is_nobodys_key(headers: list[bytes]) -> None:
-    assert holder(headers, [ABC]) is None
+    assert name_of(headers, [ABC]) is None
 
 
 @given(st.lists(st.binary() | st.binary().map(lambda b: b"Bearer " + b), max_size=2))
 def test_no_header_is_let_in_or_crashes(headers: list[bytes]) -> None:
     key, config = make_key("someone")
-    assert holder(headers, [ABC, config]) is None or headers == [b"Bearer abc"]
-    assert holder([f"Bearer {key}".encode()], [ABC, config]) == "someone"
+    assert name_of(headers, [ABC, config]) is None or headers == [b"Bearer abc"]
+    assert name_of([f"Bearer {key}".encode()], [ABC, config]) == "someone"
 
 
 @pytest.mark.parametrize("header", [[], [b"Bearer wrong"], [b"Bearer abc"]])
@@ -68,12 +74,12 @@ def test_every_hash_is_compared_whoever_calls(header: list[bytes], monkeypatch: 
 
     keys = [ABC, *(make_key(f"key-{i}")[1] for i in range(4))]
     monkeypatch.setattr(api_keys.hmac, "compare_digest", compare)
-    holder(header, keys)
+    key_in(header, keys)
     assert compared == [key.sha256 for key in keys]
 
 
 def test_no_key_comes_without_keys() -> None:
-    assert holder([b"Bearer abc"], []) is None
+    assert name_of([b"Bearer abc"], []) is None
 
 
 def test_every_key_is_another_and_has_256_random_bits() -> None:
@@ -92,7 +98,7 @@ def test_the_lines_that_are_printed_let_the_key_in(name: str) -> None:
     serving = ServingConfig.model_validate(yaml.safe_load(lines)["serving"])
     assert isinstance(serving.api_keys, list)
     assert serving.api_keys[0].sha256 == hashlib.sha256(key.encode()).hexdigest()
-    assert holder([f"Bearer {key}".encode()], serving.api_keys) == name
+    assert name_of([f"Bearer {key}".encode()], serving.api_keys) == name
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a" * 65, "x: y", "é"])

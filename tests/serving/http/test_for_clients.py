@@ -60,7 +60,7 @@ def test_the_document_names_every_endpoint_and_what_needs_no_key() -> None:
     fakes = Fakes(api_keys=KEYS)
     document = get(fakes, "/openapi.json").json()
     assert document["openapi"].startswith("3.")
-    served = {route.path.replace("{model_id:path}", "{model}") for route in fakes.app.routes}  # type: ignore[attr-defined]
+    served = {route.path.replace("{model_id:path}", "{model}").replace(":path", "") for route in fakes.app.routes}  # type: ignore[attr-defined]
     assert document["paths"].keys() == served
     assert {path for path, *_ in ENDPOINTS} == served
     for path, operations in document["paths"].items():

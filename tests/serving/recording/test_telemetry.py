@@ -69,8 +69,8 @@ def test_a_routed_answer_is_counted_timed_and_priced() -> None:
     store = recorded(exchange_of(key_name="team-a"))
     assert dict(store.counts) == {
         ("firewall_requests", "chat", "weak", "score", "200", "team-a"): 1,
-        ("firewall_tokens", "weak", "prompt"): 100,
-        ("firewall_tokens", "weak", "completion"): 10,
+        ("firewall_tokens", "weak", "prompt", "team-a"): 100,
+        ("firewall_tokens", "weak", "completion", "team-a"): 10,
         ("firewall_strong_calls_avoided",): 1,
         # 100 prompt tokens at 10 - 1 and 10 completion tokens at 30 - 2 dollars a million: 900 + 280 millionths.
         ("firewall_estimated_saving_usd", "team-a"): pytest.approx(0.00118),
@@ -154,7 +154,7 @@ def test_a_dearer_weak_model_saves_nothing_and_breaks_nothing() -> None:
 
 
 def test_an_answer_without_tokens_breaks_no_counter() -> None:
-    assert ("firewall_tokens", "weak", "completion") not in recorded(exchange_of(usage=Usage(3, 0))).counts
+    assert ("firewall_tokens", "weak", "completion", "none") not in recorded(exchange_of(usage=Usage(3, 0))).counts
 
 
 @pytest.mark.parametrize("only", ["weak", "strong"])

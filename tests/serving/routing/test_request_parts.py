@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firewall_ray.config.names import is_reserved
 from firewall_ray.config.run import load_config
 from firewall_ray.config.serving import Route
 from firewall_ray.errors import ConfigError
 from serve_app.errors import RequestRefused
 from serve_app.routing.decision import Decision
-from serve_app.routing.request import RoutingOptions, chat_text, is_reserved, prompts_of, routing_options
+from serve_app.routing.request import RoutingOptions, chat_text, prompts_of, routing_options
 
 IDS: Mapping[Route, str] = {"weak": "small", "strong": "large"}
 
