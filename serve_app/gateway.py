@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -21,37 +21,29 @@ from serve_app.apis.translations import TRANSLATIONS
 from serve_app.body import parsed_object, wants_stream
 from serve_app.errors import RequestRefused, error_body
 from serve_app.events import Events
-from serve_app.limits import KeyLimits, limit_headers
-from serve_app.models.answers import Answer, Endpoint, EngineCrashed, ModelUnavailable
+from serve_app.limits import KeyLimits
+from serve_app.models.answers import Answer, EngineCrashed, ModelUnavailable
 from serve_app.models.client import ModelClient
 from serve_app.models.event_stream import num_tokens_in
-from serve_app.models.token_ids import texts_of_ids
 from serve_app.money.pricing import Pricing
 from serve_app.recording.exchange import Asked, Exchange, Observer
 from serve_app.recording.spans import span_asks
 from serve_app.routing.client import RouterClient
-from serve_app.routing.conversations import HEADER, Conversation, KnownConversations, conversation_of, first_turn
+from serve_app.routing.conversations import HEADER, Conversation, KnownConversations, conversation_of
 from serve_app.routing.decision import OTHER, Decision, Reason, certain
 from serve_app.routing.names import Names
-from serve_app.routing.request import FIREWALL, RoutingOptions, chat_text, prompts_of, token_ids_of
+from serve_app.routing.request import FIREWALL, RoutingOptions
 from serve_app.routing.stand_ins import StandIns
 from serve_app.shared.client import SharedState
 from serve_app.suspects import Suspects
+from serve_app.texts import Text, TextReader
 from serve_app.work import WorkInFlight
 
 CLIENT_LEFT = 499  # nginx' status for it; nobody receives it
-MAX_PROMPTS = 2_048  # of one /v1/route; millions fit into a body
 READY_S = 5.0
 LARGE_BYTES = 2**16  # of a request of another API; a megabyte of small parts is 0.2 s of a CPU
 
 logger = logging.getLogger("ray.serve")
-
-
-class Text(NamedTuple):
-    """What the router reads of a request. are_questions: to be put into the prompt template; else whole prompts."""
-
-    texts: list[str]
-    are_questions: bool
 
 
 class Gateway:
@@ -75,6 +67,7 @@ class Gateway:
         self.ids = ids
         self.names = Names(ids, serving)
         self._serving = serving
+        self._texts = TextReader(models, ids, serving)
         self._pricing = pricing or Pricing(serving.prices)
         self._limits = KeyLimits(serving, shared)
         # Pricing first, for what an exchange cost and used is for the others to read.
@@ -101,14 +94,14 @@ class Gateway:
             raise
         except RequestRefused as e:
             if exchange.grant is not None:
-                e.headers |= limit_headers(exchange.grant)
+                e.headers |= exchange.grant.headers()
             self._close(exchange, e.status)
             raise
         except Exception:
             self._close(exchange, 500)
             raise
         if exchange.grant is not None:
-            response.headers.update(limit_headers(exchange.grant))
+            response.headers.update(exchange.grant.headers())
         if not isinstance(response, Events):  # a stream is over when its last byte is sent
             self._close(exchange, response.status_code)
         return response
@@ -128,11 +121,11 @@ class Gateway:
             body = to_json(parsed)
         options = self.names.options(parsed.get("model"), request.headers, exchange.key_name)
         span_asks(exchange.model_endpoint, parsed, streams=streams)
-        text = self._text_of(exchange.model_endpoint, parsed)
+        text = self._texts.of(exchange.model_endpoint, parsed)
         exchange.work = self._work.begin(parsed, exchange.key_name)  # before the router reads prompts that no model will
         exchange.grant = await self._limits.begin(exchange.key_name, exchange.work)
         if options.route is None:
-            text = await self._decoded(text, parsed)
+            text = await self._texts.decoded(text, parsed)
         exchange.text = text.texts[0] if text.texts else None
         conversation = None
         # A completion has no turns.
@@ -157,6 +150,7 @@ class Gateway:
 
         exchange.status = CLIENT_LEFT  # until the last chunk came
 
+        answer.body = _counted(exchange, answer.body)
         chunks = answer.body if translation is None else translation.events(answer)
         over = partial(self._stream_over, exchange, answer)
         return Events(self._relayed(exchange, chunks, parsed, translation), over, headers)
@@ -172,10 +166,10 @@ class Gateway:
                 code="invalid_value",
                 param="messages",
             )
-        text = self._text_of("chat" if parsed.get("prompt") is None else "completions", parsed)
+        text = self._texts.of("chat" if parsed.get("prompt") is None else "completions", parsed)
         options = self.names.options(parsed.get("model", FIREWALL), headers, key_name)
         await self._limits.begin(key_name, tokens=0)
-        text = await self._decoded(text, parsed)
+        text = await self._texts.decoded(text, parsed)
         if parsed.get("prompt") is not None and not text.texts:
             message = "prompt: must be a text or a list of texts, or token ids that both models can be asked for the text of."
             raise RequestRefused(400, message, code="invalid_type", param="prompt")
@@ -190,28 +184,6 @@ class Gateway:
         return {"router": router, **{self.ids[route]: model.check for route, model in self._models.items()}}
 
     # Decisions -------------------------------------------------------------------------------------------------------
-
-    def _text_of(self, endpoint: Endpoint, parsed: dict[str, Any]) -> Text:
-        if endpoint == "completions":
-            texts = prompts_of(parsed.get("prompt"))
-            if max(len(texts), len(token_ids_of(parsed.get("prompt")))) > MAX_PROMPTS:
-                raise RequestRefused(400, f"prompt: at most {MAX_PROMPTS:,} texts a request.", code="invalid_value", param="prompt")
-            return Text(texts, are_questions=False)
-        messages = parsed.get("messages")
-        if not isinstance(messages, list):
-            raise RequestRefused(400, "messages: must be a list of messages.", code="invalid_type", param="messages")
-        text = chat_text(first_turn(messages) if self._serving.sticky else messages, self._serving.chat_text)
-        return Text([text] if text else [], are_questions=True)
-
-    async def _decoded(self, text: Text, parsed: dict[str, Any]) -> Text:
-        """The text, or that of the prompt's token ids."""
-        ids = [] if text.are_questions else token_ids_of(parsed.get("prompt"))
-        if not ids:
-            return text
-        texts = await texts_of_ids(
-            ids, {self.ids[route]: model for route, model in self._models.items()}, self._serving.router_timeout_s
-        )
-        return text if texts is None else Text(texts, are_questions=False)
 
     async def _decide_request(
         self, exchange: Exchange, options: RoutingOptions, text: Text, conversation: Conversation | None
@@ -304,7 +276,6 @@ class Gateway:
         """The chunks as they come. What fails now ends in an error event: another model's text would corrupt the answer."""
         try:
             async for chunk in chunks:
-                exchange.num_streamed += num_tokens_in(chunk)
                 yield chunk
             exchange.status = 200
         except Exception as e:
@@ -335,3 +306,10 @@ class Gateway:
                 observer.record(exchange)
             except Exception as e:  # it must not, but an answer is worth more than a record of it
                 logger.error("%s failed to record a request (%s).", type(observer).__name__, type(e).__name__)
+
+
+async def _counted(exchange: Exchange, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The model's chunks, before they are put into the words of another API."""
+    async for chunk in chunks:
+        exchange.num_streamed += num_tokens_in(chunk)
+        yield chunk

@@ -70,22 +70,6 @@ class KeyLimits:
         correcting.add_done_callback(self._correcting.discard)
 
 
-def limit_headers(grant: Grant) -> dict[str, str]:
-    """As OpenAI names them; of the limits that the key has.
-
-    >>> taken = Taken(None, 0.0, None, Left(40, 12.5), 0.0)
-    >>> limit_headers(Grant(Limits(None, 100), taken, 60, True))["x-ratelimit-reset-tokens"]
-    '13s'
-    """
-    headers = {}
-    for what, limit, left in zip(Limits._fields, grant.limits, (grant.taken.requests, grant.taken.tokens), strict=True):
-        if limit is not None and left is not None:
-            headers[f"x-ratelimit-limit-{what}"] = str(limit)
-            headers[f"x-ratelimit-remaining-{what}"] = str(left.remaining)
-            headers[f"x-ratelimit-reset-{what}"] = f"{math.ceil(left.reset_s)}s"
-    return headers
-
-
 def _at_most(tokens: int, limits: Limits) -> int:
     """A request that may come to more than a minute's takes a whole minute, and what it used beyond that afterwards."""
     return 0 if limits.tokens is None else min(tokens, limits.tokens)
@@ -100,5 +84,5 @@ def _refusal(grant: Grant) -> RequestRefused:
         f"{message} Again in {retry_after_s} s.",
         code="rate_limit_exceeded",
         retry_after_s=retry_after_s,
-        headers=limit_headers(grant),
+        headers=grant.headers(),
     )

@@ -48,6 +48,21 @@ class Grant:
     tokens: int
     by_shared: bool
 
+    def headers(self) -> dict[str, str]:
+        """As OpenAI names them; of the limits that the key has.
+
+        >>> taken = Taken(None, 0.0, None, Left(40, 12.5), 0.0)
+        >>> Grant(Limits(None, 100), taken, 60, True).headers()["x-ratelimit-reset-tokens"]
+        '13s'
+        """
+        headers = {}
+        for what, limit, left in zip(Limits._fields, self.limits, (self.taken.requests, self.taken.tokens), strict=True):
+            if limit is not None and left is not None:
+                headers[f"x-ratelimit-limit-{what}"] = str(limit)
+                headers[f"x-ratelimit-remaining-{what}"] = str(left.remaining)
+                headers[f"x-ratelimit-reset-{what}"] = f"{math.ceil(left.reset_s)}s"
+        return headers
+
 
 class Minute:
     """Of one limit of one key."""

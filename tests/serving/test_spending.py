@@ -1,6 +1,7 @@
-"""A spend cap in Ray Serve for real: two ingress replicas, bought models, and the shared replica killed and deployed anew."""
+"""Limits of keys in Ray Serve for real: two ingress replicas, bought models, and the shared replica killed and deployed anew."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from serve_app.api_keys import make_key
 pytestmark = pytest.mark.slow
 
 KEY, HOLDER = make_key("ann")
+REQUESTS_PER_MINUTE = 20
+LIMITED_KEY, LIMITED = make_key("bob", requests_per_minute=REQUESTS_PER_MINUTE)
 # A token of a prompt costs a cent.
 PRICE = {"prompt": 1e4, "completion": 0}
 USD = USAGE["prompt_tokens"] / 100
@@ -36,7 +39,7 @@ def deploy(served: Served, tmp_path: Path) -> Iterator[Callable[[], str]]:
         raw["serving"] |= {
             "other_models": "warn",
             "ingress_replicas": {"min": 2, "max": 2},
-            "api_keys": [HOLDER.model_dump()],
+            "api_keys": [HOLDER.model_dump(), LIMITED.model_dump()],
             "prices": {"weak": PRICE, "strong": PRICE},
             "spend_caps": {"per_key": {"month": CAP_USD}},
         }
@@ -90,3 +93,18 @@ def test_a_spend_cap_holds_over_ingress_replicas_a_killed_shared_replica_and_ano
     serve.delete("spending")  # whether there is another one or not
     url = deploy()
     assert {ask(url).status_code for _ in range(4)} == {429}
+
+
+def test_a_limit_a_minute_holds_over_ingress_replicas(deploy: Callable[[], str]) -> None:
+    url = deploy()
+    headers = {"authorization": f"Bearer {LIMITED_KEY}"}
+
+    def ask_route(_: int) -> httpx.Response:
+        return httpx.post(f"{url}/v1/route", json={"model": "firewall", "prompt": "Why?"}, headers=headers, timeout=60)
+
+    with ThreadPoolExecutor(8) as pool:
+        responses = list(pool.map(ask_route, range(REQUESTS_PER_MINUTE + 20)))
+    assert sorted(each.status_code for each in responses) == [200] * REQUESTS_PER_MINUTE + [429] * 20
+    refused = next(each for each in responses if each.status_code == 429)
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["x-ratelimit-limit-requests"] == str(REQUESTS_PER_MINUTE)

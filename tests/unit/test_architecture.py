@@ -129,10 +129,10 @@ SERVE_FLOORS = (
     (
         *("errors", "body", "crossing", "events", "logs", "outages", "suspects"),
         *("serve_settings", "otlp", "tracing"),
-        *("metrics", "api_keys", "models.answers", "routing.decision", "shared.client"),
+        *("metrics", "api_keys", "models.answers", "routing.decision", "shared.client", "shared.minutes"),
     ),
     ("routing", "models"),
-    ("recording", "shared", "money", "work"),
+    ("recording", "shared", "money", "work", "limits", "texts"),
     ("gateway",),
     ("http",),
     ("app",),
@@ -150,7 +150,7 @@ SERVE_PROCESSES = {
         *("errors", "crossing", "logs", "otlp", "tracing"),
     },
     "shared.replica": {
-        *("routing.conversations", "routing.request", "routing.decision", "shared.client", "errors"),
+        *("routing.conversations", "routing.request", "routing.decision", "shared.client", "shared.minutes", "errors"),
         *("money.keeper", "money.files", "money.ledger", "money.periods", "metrics"),
     },
 }

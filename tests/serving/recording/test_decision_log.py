@@ -174,6 +174,34 @@ def test_only_what_a_score_decided_is_a_row(dataset: Dataset) -> None:
     assert found == [(prompt_id("easy"), 0.5, "weak", 7), (prompt_id("hard"), pytest.approx(0.1), "strong", 7)]
 
 
+def test_what_no_score_decided_is_a_row_of_a_dataset_of_its_own(tmp_path: Path) -> None:
+    """With who asked and what it used; so between the two every request that was decided is there once."""
+    store = ArtifactStore(str(tmp_path))
+    fakes = Fakes(FakeRouter({"hard": 0.1}))
+    with logging_to(store.decisions()) as (scored, _), logging_to(store.other_requests(), keep_text=True) as (other, _):
+        fakes.gateway._observers = [scored, other]
+        fakes.chat("hard")
+        fakes.chat("asked for", model="large", max_tokens=5)
+        fakes.chat("refused", model="gpt-4")
+        fakes.chat("all strong", model="firewall-1")
+        fakes.post("/v1/completions", {"model": "firewall", "prompt": [1, 2]})
+        fakes.router.error = RuntimeError()
+        fakes.chat("not decided")
+        other.record(exchange_of(decision=Decision("weak", "requested"), key_name="team-a", cost_usd=0.5, usage=Usage(7, 3)))
+    found = [(row["reason"], row["route"], row["strong_fraction"], row["text"]) for row in rows(store.other_requests())]
+    assert found == [
+        ("requested", "strong", None, "asked for"),
+        ("fraction", "strong", 1.0, "all strong"),
+        ("no-text", "weak", None, None),
+        ("router-failed", "weak", None, "not decided"),
+        ("requested", "weak", None, "Why?"),
+    ]
+    last = rows(store.other_requests())[-1]
+    assert (last["key_name"], last["prompt_tokens"], last["completion_tokens"], last["cost_usd"]) == ("team-a", 7, 3, 0.5)
+    assert {"query_id", "p_weak", "router", "threshold", "decided"}.isdisjoint(last)
+    assert [row["reason"] for row in rows(store.decisions())] == ["score"]
+
+
 HARD = "hard"  # p_weak 0.1: a score sends it to the strong model
 
 # What a score decided, and what came between that and the answer; None where no score decided.
@@ -359,6 +387,10 @@ class Disk:
     full: bool = True
     num_tries: int = 0
 
+    @property
+    def schema(self) -> pa.Schema:
+        return self.dataset.schema
+
     def append(self, table: pa.Table, name: str) -> None:
         self.num_tries += 1
         if self.full:
@@ -401,7 +433,10 @@ def test_a_disk_that_is_really_full_is_a_storage_failure(tmp_path: Path) -> None
     (log_folder / "_a.parquet.tmp").symlink_to("/dev/full")
     dataset = ArtifactStore(str(tmp_path)).decisions()
     with pytest.raises(StorageFailure, match="No space left"):
-        dataset.append(decision_log.table_of([decision_log.row_of(exchange_of(), keep_text=False)]), "day/a.parquet")
+        dataset.append(
+            decision_log.table_of([decision_log.row_of(exchange_of(), DECISIONS.names, keep_text=False)], DECISIONS),
+            "day/a.parquet",
+        )
     assert dataset.files() == []
 
 
