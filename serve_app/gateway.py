@@ -6,7 +6,6 @@ tests without.
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from serve_app.limits import KeyLimits
 from serve_app.models.answers import Answer, EngineCrashed, ModelUnavailable
 from serve_app.models.client import ModelClient
 from serve_app.models.event_stream import num_tokens_in
+from serve_app.models.no_answer import no_answer
 from serve_app.money.pricing import Pricing
 from serve_app.recording.exchange import Asked, Exchange, Observer
 from serve_app.recording.spans import span_asks
@@ -159,14 +159,7 @@ class Gateway:
         """The decisions alone: of a chat's body one, of a completion's one for each of its prompts. Nothing is recorded, but it is
         one of its key's requests a minute.
         """
-        if (parsed.get("messages") is None) == (parsed.get("prompt") is None):
-            raise RequestRefused(
-                400,
-                "Give `messages`, as for a chat, or `prompt`, as for a completion.",
-                code="invalid_value",
-                param="messages",
-            )
-        text = self._texts.of("chat" if parsed.get("prompt") is None else "completions", parsed)
+        text = self._texts.of_either(parsed)
         options = self.names.options(parsed.get("model", FIREWALL), headers, key_name)
         await self._limits.begin(key_name, tokens=0)
         text = await self._texts.decoded(text, parsed)
@@ -259,16 +252,8 @@ class Gateway:
             exchange.answered_by = route
             self._stand_ins.settle(decision, route, stood_in=stands_in)
             return answer
-        tried = " nor ".join(f"{self.ids[route]} ({e.why})" for route, e in zip(routes, failed, strict=False))
-        if failed[-1].why == "crashed":
-            message = f"No answer from {tried}. Its engine crashed while it worked on this request, which may be why."
-            raise RequestRefused(502, message, code="model_crashed")
-        if len(failed) < len(routes):
-            tried += f", and {self.ids['strong']} may not answer for it at this strong fraction"
-        if {e.why for e in failed} == {"timeout"}:
-            raise RequestRefused(504, f"No answer in time from {tried}.", code="model_timeout")
-        retry_after_s = math.ceil(min(e.retry_after_s for e in failed))
-        raise RequestRefused(503, f"No answer from {tried}. Try again.", code="model_unavailable", retry_after_s=retry_after_s)
+        not_asked = self.ids["strong"] if len(failed) < len(routes) else None
+        raise no_answer([(self.ids[route], e) for route, e in zip(routes, failed, strict=False)], not_asked)
 
     async def _relayed(
         self, exchange: Exchange, chunks: AsyncIterator[bytes], parsed: dict[str, Any], translation: Translation | None

@@ -41,6 +41,13 @@ class TextReader:
         text = chat_text(first_turn(messages) if self._serving.sticky else messages, self._serving.chat_text)
         return Text([text] if text else [], are_questions=True)
 
+    def of_either(self, parsed: dict[str, Any]) -> Text:
+        """As `of`, of a body that is a chat's or a completion's."""
+        if (parsed.get("messages") is None) == (parsed.get("prompt") is None):
+            message = "Give `messages`, as for a chat, or `prompt`, as for a completion."
+            raise RequestRefused(400, message, code="invalid_value", param="messages")
+        return self.of("chat" if parsed.get("prompt") is None else "completions", parsed)
+
     async def decoded(self, text: Text, parsed: dict[str, Any]) -> Text:
         """The text, or that of the prompt's token ids."""
         ids = [] if text.are_questions else token_ids_of(parsed.get("prompt"))

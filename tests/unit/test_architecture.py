@@ -127,11 +127,11 @@ def test_the_packages_never_import_what_stands_beside_them(path: Path) -> None:
 # may come in; what is described in the driver and typed by people. A room's name stands for its modules.
 SERVE_FLOORS = (
     (
-        *("errors", "body", "crossing", "events", "logs", "outages", "suspects"),
+        *("errors", "body", "calls", "crossing", "events", "logs", "outages", "suspects"),
         *("serve_settings", "otlp", "tracing"),
         *("metrics", "api_keys", "models.answers", "routing.decision", "shared.client", "shared.minutes"),
     ),
-    ("routing", "models"),
+    ("routing", "models", "apis"),
     ("recording", "shared", "money", "work", "limits", "texts"),
     ("gateway",),
     ("http",),
@@ -142,7 +142,15 @@ SERVE_FLOORS = (
 # What a replica's process loads of serve_app besides the module of the deployment itself. Nobody else's code is among it.
 SERVE_PROCESSES = {
     "routing.replica": {
-        *("routing.budget", "routing.decision", "routing.drift", "routing.last_applied", "routing.pace", "routing.slices"),
+        *(
+            "routing.arms",
+            "routing.budget",
+            "routing.decision",
+            "routing.drift",
+            "routing.last_applied",
+            "routing.pace",
+            "routing.slices",
+        ),
         *("routing.spans", "metrics", "serve_settings", "crossing", "logs", "otlp", "tracing"),
     },
     "models.replica": {
@@ -150,7 +158,7 @@ SERVE_PROCESSES = {
         *("errors", "crossing", "logs", "otlp", "tracing"),
     },
     "shared.replica": {
-        *("routing.conversations", "routing.request", "routing.decision", "shared.client", "shared.minutes", "errors"),
+        *("routing.conversations", "routing.request", "routing.decision", "shared.client", "shared.minutes", "calls", "errors"),
         *("money.keeper", "money.files", "money.ledger", "money.periods", "metrics"),
     },
 }
@@ -159,6 +167,7 @@ NOT_IN_THE_INGRESS = {
     "deploy",
     "__main__",
     "routing.replica",
+    "routing.arms",
     "routing.budget",
     "routing.drift",
     "routing.last_applied",
