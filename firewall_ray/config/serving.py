@@ -26,7 +26,11 @@ class BudgetControlConfig(Strict):
 class DecisionLogConfig(Strict):
     """One row a routed request under ROOT/decisions/, with the columns that the offline jobs read as scores."""
 
-    keep_text: bool = Field(False, description="Write what the router read beside its hash. Prompts are personal data.")
+    keep_text: bool = Field(
+        False,
+        description="Write what the router read beside its hash, and show on the page how it begins: to the holder of the key that "
+        "asked, without keys to everybody. Prompts are personal data.",
+    )
     rows_per_file: Positive = Field(10_000, description="A file is finished after so many rows,")
     seconds_per_file: float = Field(60, gt=0, description="or after this long. A killed replica loses at most that much.")
 

@@ -70,7 +70,12 @@ class Ingress:
         self._telemetry = telemetry = Telemetry()
         name = serve.get_replica_context().replica_id.unique_id
         # By its name the page sees that it is talking to another replica, which counts for itself.
-        self._counters = LiveCounters(is_priced=bool(serving.prices), replica=name)
+        self._counters = LiveCounters(
+            is_priced=bool(serving.prices),
+            holds_budget=serving.budget_control is not None,
+            keeps_text=serving.decision_log is not None and serving.decision_log.keep_text,
+            replica=name,
+        )
         self._threaded = ThreadedObserver(telemetry)
         # The counters stay in the event loop, which alone reads them; Ray's metrics would stop it (threaded.py).
         observers: list[Observer] = [self._threaded, self._counters]

@@ -46,6 +46,7 @@ class Balance:
         self._by_key: defaultdict[str, Account] = defaultdict(Account)
         # Welford's: sums of squares would lose what small savings differ by.
         self._num_saved, self._mean_usd, self._squares = 0, 0.0, 0.0
+        self._cost_usd = 0.0  # of these same requests
 
     def add(self, exchange: Exchange) -> None:
         """Does nothing where nothing is priced, or no model worked on it."""
@@ -58,6 +59,7 @@ class Balance:
             account.add(exchange.cost_usd)
         if exchange.saved_usd is not None:
             self._num_saved += 1
+            self._cost_usd += exchange.cost_usd
             off = exchange.saved_usd - self._mean_usd
             self._mean_usd += off / self._num_saved
             self._squares += off * (exchange.saved_usd - self._mean_usd)
@@ -73,6 +75,12 @@ class Balance:
         half = Z_95 * math.sqrt(self._squares / (self._num_saved - 1) / self._num_saved)
         return Interval(1_000 * self._mean_usd, 1_000 * (self._mean_usd - half), 1_000 * (self._mean_usd + half))
 
+    def saved_fraction(self) -> float | None:
+        """Of what the strong model would have cost for all of them; below 0 where the weak one is dearer. None as `saved` is."""
+        saved_usd = self._num_saved * self._mean_usd
+        strong_usd = saved_usd + self._cost_usd
+        return saved_usd / strong_usd if self._num_saved > 1 and strong_usd > 0 else None
+
     def snapshot(self, key_name: str | None) -> dict[str, Any]:
         """JSON. key_name: of who asks; what others spend is not their business."""
         saved = self.saved()
@@ -82,4 +90,5 @@ class Balance:
             "by_endpoint": {endpoint: account.as_json() for endpoint, account in self._by_endpoint.items()},
             "this_key": None if key_name is None else self._by_key.get(key_name, Account()).as_json(),
             "saved_usd_per_1000_requests": saved and {**vars(saved), "requests": self._num_saved},
+            "saved_fraction": self.saved_fraction(),
         }

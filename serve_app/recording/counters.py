@@ -12,15 +12,21 @@ from serve_app.money.balance import Balance
 from serve_app.recording.arms import LATENCY_WINDOW, ArmsSeen, percentiles
 from serve_app.recording.exchange import Exchange
 from serve_app.recording.fractions import RecentFractions
+from serve_app.recording.last_decisions import LastDecisions
 
 ROUTES: tuple[Route, ...] = ("weak", "strong")
 
 
 class LiveCounters:
-    """An observer. is_priced: there are prices. replica: the name that the snapshot carries."""
+    """An observer. is_priced: there are prices. holds_budget: budget control is on. keeps_text: texts may be shown to whoever sent
+    them. replica: the name that the snapshot carries.
+    """
 
-    def __init__(self, *, is_priced: bool = False, replica: str = "local") -> None:
+    def __init__(
+        self, *, is_priced: bool = False, holds_budget: bool = False, keeps_text: bool = False, replica: str = "local"
+    ) -> None:
         self._replica = replica
+        self._holds_budget = holds_budget
         self._began = time.time()
         self._num_requests = 0
         self._by_route: Counter[str] = Counter()
@@ -35,6 +41,7 @@ class LiveCounters:
         self._tokens: dict[Route, Counter[str]] = {route: Counter(prompt=0, completion=0) for route in ROUTES}
         self._fractions = RecentFractions()
         self._arms = ArmsSeen()
+        self._last = LastDecisions(keeps_text=keeps_text)
         self._total_s: deque[float] = deque(maxlen=LATENCY_WINDOW)
         self._router_s: deque[float] = deque(maxlen=LATENCY_WINDOW)
 
@@ -45,6 +52,7 @@ class LiveCounters:
         self._num_fallbacks += exchange.fallback is not None
         self._fractions.add(exchange)
         self._arms.add(exchange)
+        self._last.add(exchange)
         if exchange.decision is not None:
             self._by_reason[exchange.decision.reason] += 1
         if exchange.decided is not None:
@@ -66,8 +74,9 @@ class LiveCounters:
 
     def snapshot(self, key_name: str | None = None) -> dict[str, Any]:
         """JSON. Counts since `since` (Unix seconds); fractions and latencies (seconds) over the last 1,000 requests they
-        are known of, None before the first. by_route: who answered. routed: a score decided, chosen: what it said. money: None
-        without prices. arms: None without a canary. key_name: of who asks.
+        are known of, None before the first. by_route: who answered. routed: a score decided, chosen: what it said.
+        traffic_differs: from the calibration set, as the share says that no budget control holds. money: None without prices.
+        arms: None without a canary. last_decisions: of who asks, whose key has the name key_name.
         """
         return {
             "replica": self._replica,
@@ -80,6 +89,7 @@ class LiveCounters:
             "chosen": {route: self._decided[route] for route in ROUTES},
             "strong_fraction": self._fractions.realised,
             "target_strong_fraction": self._fractions.target,
+            "traffic_differs": self._fractions.is_off_target and not self._holds_budget,
             "arms": self._arms.snapshot(),
             "fallbacks": self._num_fallbacks,
             "strong_calls_avoided": self._num_avoided,
@@ -88,4 +98,5 @@ class LiveCounters:
             "tokens": {route: dict(counts) for route, counts in self._tokens.items()},
             "latency_s": percentiles(self._total_s),
             "router_s": percentiles(self._router_s),
+            "last_decisions": self._last.of(key_name),
         }

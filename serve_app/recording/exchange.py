@@ -21,7 +21,7 @@ class Exchange:
     """Filled in as the request goes. Times in seconds; None where it never came so far.
 
     text: what the router read, of several prompts the one that decided. Personal data: only the decision log may keep it, and
-    only when told to.
+    the last decisions its beginning, and only when told to.
     answered_by: the model that answered; not decision.route after a fallback, whose cause is `fallback`.
     work: tokens that it may come to, for which it was let in (work.py). grant: of its key's limits a minute, if it has any.
     num_streamed: tokens of a stream that were sent so far. usage: as the model's server counted it; where a stream's client left or

@@ -1,10 +1,12 @@
 """The strong fraction of the last routed requests, beside the one that was asked for. Lives in an ingress replica."""
 
+import math
 from collections import deque
 
 from serve_app.recording.exchange import Exchange
 
 WINDOW = 1_000
+MIN_REQUESTS = 30  # of fewer, the standard error says little
 
 
 class RecentFractions:
@@ -39,3 +41,14 @@ class RecentFractions:
     def target(self) -> float | None:
         """Mean of the strong fractions in force for these same requests, in [0, 1]; None before the first."""
         return self._sum_targets / len(self._recent) if self._recent else None
+
+    @property
+    def is_off_target(self) -> bool:
+        """Whether they are further apart than 2 points, and than 3 standard errors of a share of so many requests."""
+        num = len(self._recent)
+        if num < MIN_REQUESTS:
+            return False
+        target = self._sum_targets / num
+        # Where targets differ, this is a little more than their standard error.
+        standard_error = math.sqrt(max(0.0, target * (1 - target)) / num)
+        return abs(self._num_strong / num - target) > max(0.02, 3 * standard_error)

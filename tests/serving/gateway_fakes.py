@@ -142,7 +142,11 @@ class Fakes:
         self.weak, self.strong = model_type(IDS["weak"]), model_type(IDS["strong"])
         self.recorder = Recorder()
         self.serving = ServingConfig.model_validate({"api_keys": "disabled", "allowed_hosts": ["gateway"], **serving})
-        self.counters = LiveCounters(is_priced=bool(self.serving.prices))
+        self.counters = LiveCounters(
+            is_priced=bool(self.serving.prices),
+            holds_budget=self.serving.budget_control is not None,
+            keeps_text=self.serving.decision_log is not None and self.serving.decision_log.keep_text,
+        )
         observers = [self.recorder, self.counters, *([] if tracing is None else [Spans(IDS)])]
         self.caps: SpendCaps | None = None
         if self.serving.spend_caps is not None:

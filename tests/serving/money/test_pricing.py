@@ -164,6 +164,8 @@ def test_stats_has_dollars_per_thousand_requests_by_route_endpoint_and_of_ones_o
     assert saved["requests"] == 4
     assert saved["value"] == pytest.approx(1_000 * 3 * 129e-6 / 4)  # as in test_live_counters
     assert saved["low"] < saved["value"] < saved["high"]
+    # The strong model for these four: 4 * 140; three of them cost 11.
+    assert money["saved_fraction"] == pytest.approx(3 * 129 / (4 * 140))
 
     ours = exchange("weak", Usage(5, 3), key_name="ann", cost_usd=11e-6)
     fakes.counters.record(ours)
@@ -171,6 +173,7 @@ def test_stats_has_dollars_per_thousand_requests_by_route_endpoint_and_of_ones_o
     assert fakes.counters.snapshot("bob")["money"]["this_key"] == {"requests": 0, "usd": 0.0, "usd_per_1000_requests": None}
     assert "ann" not in str(fakes.counters.snapshot("bob"))
     assert Fakes().counters.snapshot()["money"] is None
+    assert Fakes(prices=PRICES).counters.snapshot()["money"]["saved_fraction"] is None
 
 
 def test_stats_over_http_is_of_the_callers_key() -> None:

@@ -93,3 +93,36 @@ def test_the_canary_stands_beside_the_router_from_its_first_request_on() -> None
             **priced,
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("num_strong", "num", "differs"),
+    [
+        # Of 1,000 at 0.3 the standard error is sqrt(0.3 * 0.7 / 1,000) = 0.0145, three of them 0.0435.
+        (802, 1_000, True),
+        (344, 1_000, True),
+        (343, 1_000, False),
+        (257, 1_000, False),
+        (256, 1_000, True),
+        # Of 100 they are 0.1375.
+        (44, 100, True),
+        (43, 100, False),
+        (29, 29, False),  # too few to say
+    ],
+)
+def test_traffic_differs_where_the_share_is_further_from_its_target_than_chance(num_strong: int, num: int, differs: bool) -> None:
+    counters, held = LiveCounters(), LiveCounters(holds_budget=True)
+    for i in range(num):
+        decision = Decision("strong" if i < num_strong else "weak", "score", 0.5, 0.5, "v1", False, 0.3)
+        for each in (counters, held):
+            each.record(Exchange("chat", decision=decision, answered_by=decision.route, status=200))
+    assert counters.snapshot()["traffic_differs"] is differs
+    assert held.snapshot()["traffic_differs"] is False  # budget control is about to bring it back
+
+
+def test_a_share_that_is_surely_off_by_less_than_two_points_is_on_target() -> None:
+    counters = LiveCounters()
+    for i in range(1_000):
+        decision = Decision("strong" if i < 15 else "weak", "score", 0.5, 0.5, "v1", False, 0.001)
+        counters.record(Exchange("chat", decision=decision, answered_by=decision.route, status=200))
+    assert counters.snapshot()["traffic_differs"] is False  # 1.5% for 0.1%: fourteen standard errors
