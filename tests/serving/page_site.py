@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import httpx
 import uvicorn
 from gateway_fakes import FakeModel, FakeRouter, Fakes
 from playwright.sync_api import Browser, Locator, Page
@@ -23,11 +24,17 @@ ENDLESS = 10_000
 
 @dataclass
 class ChattyModel(FakeModel):
-    """Streams a chat as vLLM does, a word at a time. pauses_after: words, then it waits until `go_on` is set."""
+    """Streams a chat as vLLM does, a word at a time. pauses_after: words, then it waits until `go_on` is set. refusal: the body of
+    its 400.
+    """
 
+    refusal: bytes | None = None
     pauses_after: int = ENDLESS
     ends_without_done: bool = False
     go_on: threading.Event = field(default_factory=threading.Event)
+
+    async def ask(self, *args: Any, **options: Any) -> Answer:
+        return await super().ask(*args, **options) if self.refusal is None else Answer(400, self.refusal)
 
     async def _chunks(self, answer: Answer, usage: Usage) -> AsyncIterator[bytes]:
         self.num_open += 1
@@ -51,6 +58,13 @@ class CalibratedRouter(FakeRouter):
     async def decide(self, *args: Any, **options: Any) -> list[Decision]:
         infinite = {0: -math.inf, 1: math.inf}
         return [replace(d, threshold=infinite.get(d.threshold, d.threshold)) for d in await super().decide(*args, **options)]
+
+
+class RouterWithCanary(CalibratedRouter):
+    """The canary decides what is hard."""
+
+    async def decide(self, *args: Any, **options: Any) -> list[Decision]:
+        return [replace(d, arm="canary") if d.score == 0.1 else d for d in await super().decide(*args, **options)]
 
 
 @dataclass
@@ -79,6 +93,13 @@ class Site:
     def ask(self, question: str) -> None:
         self.question.fill(question)
         self.question.press("Enter")
+
+    def post(self, question: str, num: int = 1, key: str = "") -> None:
+        """Asks beside the page, for whole answers, of 5 tokens of prompt."""
+        body = {"model": "firewall", "messages": [{"role": "user", "content": question}], "max_tokens": 5}
+        with httpx.Client(headers={"authorization": f"Bearer {key}"} if key else {}) as client:
+            for _ in range(num):
+                client.post(f"{self.url}v1/chat/completions", json=body).raise_for_status()
 
     def answer(self, of: int = 0) -> Locator:
         return self.page.locator("article").nth(of)

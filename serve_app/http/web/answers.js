@@ -7,18 +7,23 @@ function addAnswer(title) {
   const article = $("answer-template").content.cloneNode(true).firstElementChild;
   article.querySelector("h2").textContent = title;
   $("answers").append(article);
+  if (!article.previousElementSibling) bringIntoView(article);
   return article;
 }
 
-/** Which model each answer is from, and in a comparison where the router would have gone. */
-function showBadges(chosen) {
-  const articles = document.querySelectorAll("article[data-route]");
-  for (const article of articles) {
-    const { route } = article.dataset;
-    const badge = article.querySelector(".badge");
-    badge.className = `badge is-${route}`;
-    badge.textContent = articles.length > 1 && route === chosen ? `${route} · the router's choice` : route;
-  }
+/** Once, when it is asked for: what streams in later moves nothing. A small window shows as much of the answer as it can. */
+function bringIntoView(article) {
+  const matches = (query) => matchMedia(query).matches;
+  if (matches("(pointer: coarse)")) $("question").blur(); // else the keyboard would lie over the answer
+  article.scrollIntoView({
+    block: matches("(min-width: 40rem)") ? "nearest" : "start",
+    behavior: matches("(prefers-reduced-motion: reduce)") ? "instant" : "smooth",
+  });
+}
+
+/** Which model an answer is from. */
+function showBadge(article, route, more = "") {
+  Object.assign(article.querySelector(".badge"), { className: `badge is-${route}`, textContent: route + more });
 }
 
 /** Asks `model` and lets the answer stream into the article; whatever goes wrong is said there. */
@@ -67,7 +72,7 @@ async function ask() {
   if (asking?.signal !== signal) return; // asked anew meanwhile
   asking = null;
   askAgain = !$("key-form").hidden;
-  if (document.activeElement === $("stop")) $("question").focus(); // a disabled button would lose it
+  if (document.activeElement === $("stop")) $("question").focus({ preventScroll: true }); // a disabled button would lose it
   $("stop").disabled = true;
   refreshCounters();
 }
@@ -77,15 +82,15 @@ async function routed(question, signal) {
   const article = addAnswer("Answer");
   await answer(article, modelName(), question, signal, (headers) => {
     const decision = decisionOf(headers);
-    article.dataset.route = decision.route;
-    if (turn === latest) showDecision(decision);
-    else showBadges();
+    showBadge(article, decision.route);
+    article.querySelector(".decided").textContent = wordsOf(decision);
+    if (turn === latest) showDecision(decision, "Decision · of the answer below");
   });
 }
 
 /** Both models side by side, each by its own id; the one that the router would have chosen is marked. */
 async function compare(question, signal) {
-  preview();
+  const previewing = preview(); // of this question at this fraction, whatever is in the field when the answers come
   let ids;
   try {
     ids = (await (await call("v1/models", null, signal)).json()).data.map((model) => model.id).filter((id) => id !== "firewall");
@@ -97,8 +102,13 @@ async function compare(question, signal) {
     ids.map((id) => {
       const article = addAnswer(id);
       return answer(article, id, question, signal, (headers) => {
-        article.dataset.route = headers.get("x-firewall-route");
-        showBadges($("route").textContent);
+        const route = headers.get("x-firewall-route");
+        showBadge(article, route);
+        previewing.then((decision) => {
+          if (decision.route !== route) return;
+          showBadge(article, route, " · the router's choice");
+          article.querySelector(".decided").textContent = wordsOf(decision);
+        });
       });
     }),
   );

@@ -1,4 +1,4 @@
-// The decision: what the router says, in words and on the axis.
+// The decision: what the router says, in words and on the axis. `route`: who answers; `chosen`: who was to.
 
 const PROBE = "?"; // /v1/route wants a text; where there is none yet, only the threshold of its answer is shown
 
@@ -24,28 +24,35 @@ function previewSoon(delay_ms) {
 /** What would be decided about the text in the field. Shown as it is typed and as the slider moves. */
 async function preview() {
   const turn = newTurn();
-  const text = $("question").value.trim();
+  const decision = await previewed($("question").value.trim());
+  if (turn === latest) showDecision(decision, "Preview · of the text above");
+  return decision;
+}
+
+async function previewed(text) {
   try {
     const response = await call("v1/route", { model: modelName(), messages: messages(text || PROBE) });
-    const decision = await response.json();
-    // JSON has no infinity: at the fractions 0 and 1 the threshold is null.
-    if (decision.score !== null) decision.threshold ??= decision.strong_fraction < 0.5 ? -Infinity : Infinity;
+    const decision = withInfinity(await response.json());
     if (chosenFraction === null && decision.strong_fraction !== null) showFraction(decision.strong_fraction);
-    const { threshold, router } = decision;
-    if (turn === latest) showDecision(text ? decision : { threshold, router, reason: "nothing-asked" });
+    const { router, threshold } = decision;
+    return text ? { ...decision, chosen: decision.route } : { threshold, router, reason: "nothing-asked" };
   } catch (error) {
-    if (turn === latest) showDecision({ reason: "unknown", problem: error.message });
+    return { reason: "unknown", problem: error.message };
   }
+}
+
+/** JSON has none: at the fractions 0 and 1 the threshold is null. */
+function withInfinity(decision) {
+  if (decision.score !== null) decision.threshold ??= decision.route === "strong" ? Infinity : -Infinity;
+  return decision;
 }
 
 function decisionOf(headers) {
   const header = (name) => headers.get(`x-firewall-${name}`);
-  return {
-    ...Object.fromEntries(["route", "reason", "router", "fallback"].map((name) => [name, header(name)])),
-    score: number(header("score")),
-    threshold: number(header("threshold")),
-    truncated: header("truncated") === "true",
-  };
+  const [route, reason, router, fallback] = ["route", "reason", "router", "fallback"].map(header);
+  const chosen = fallback ? OTHER[route] : route;
+  const [score, threshold] = [number(header("score")), number(header("threshold"))];
+  return { route, chosen, reason, router, fallback, score, threshold, truncated: header("truncated") === "true" };
 }
 
 const REASONS = {
@@ -67,14 +74,25 @@ const REASONS = {
   },
 };
 const OTHER = { weak: "strong", strong: "weak" };
-const CAUSES = { dead: "is down", overloaded: "is overloaded", timeout: "took too long", failed: "failed" };
+const CAUSES = {
+  dead: "is down",
+  overloaded: "is overloaded",
+  timeout: "took too long",
+  failed: "failed",
+  crashed: "crashed at this request",
+};
 
-function showDecision(d) {
-  d.chosen = d.fallback ? OTHER[d.route] : d.route; // who was to answer; `route` is who did
+/** Why it goes where it goes, and where that was not kept, why not. */
+function wordsOf(d) {
   let words = REASONS[d.reason]?.(d) ?? `Reason: ${d.reason}.`;
-  if (d.fallback) words += ` But it ${CAUSES[d.fallback] ?? d.fallback}, so the ${d.route} model answered.`;
+  if (d.fallback) words += ` But it ${CAUSES[d.fallback] ?? d.fallback}, so ${d.route ? `the ${d.route}` : "no"} model answered.`;
   if (d.truncated) words += " The router read only the beginning of the text.";
-  $("decision").textContent = words;
+  return words;
+}
+
+function showDecision(d, title) {
+  $("decision-title").textContent = title;
+  $("decision").textContent = wordsOf(d);
   const [score, threshold] = apart(d.score, d.threshold);
   const known = d.route !== undefined;
   for (const [id, text] of Object.entries({ score, threshold, route: d.route, reason: known && d.reason, router: d.router })) {
@@ -83,7 +101,6 @@ function showDecision(d) {
   $("route").className = d.route ? `is-${d.route}` : "";
   mark("threshold", d.threshold, `threshold ${threshold}`);
   mark("score", d.score, `score ${score}`);
-  showBadges(d.route);
 }
 
 /** A value on the axis; nothing where there is none. */

@@ -17,23 +17,45 @@ async function call(path, body, signal) {
     throw signal?.aborted ? error : new Problem("The server cannot be reached. Is it still running?");
   }
   if (response.ok) return response;
-  throw new Problem(await inWords(response));
+  throw new Problem(await inWords(response, body?.model));
 }
 
-async function inWords(response) {
-  let message = "";
-  try {
-    message = (await response.json()).error.message;
-  } catch {} // whoever answered does not speak as OpenAI does
-  const seconds = response.headers.get("retry-after");
-  const later = seconds ? ` Try again in ${seconds} s.` : "";
-  if (response.status === 401) {
+const NO_WORDS = { // what a status says where nobody says more: whatever stands before the server
+  413: "it is too long.",
+  429: "there are too many requests at once.",
+  502: "there is no answer from the server.",
+  503: "the server cannot answer now.",
+  504: "there is no answer in time.",
+};
+
+/** Why there is no answer, as a sentence that names the model that refused, else the one that was asked for, if one was. */
+async function inWords(response, asked) {
+  const { status, headers } = response;
+  if (status === 401) {
     askForKey();
     return "The server asks for an API key.";
   }
-  if (response.status === 429) return `Too many requests at once.${later} ${message}`;
-  if (response.status === 503) return `The server cannot answer now.${later} ${message}`;
-  return message || `The server answered with status ${response.status}.`;
+  let said = "";
+  try {
+    said = wordsIn(await response.json());
+  } catch {} // whoever answered does not speak as OpenAI does
+  const route = headers.get("x-firewall-route");
+  const what = asked ? `The question to ${asked}` : "The request";
+  const failed = route ? `The ${route} model refused the question` : `${what} ${status < 500 ? "was refused" : "failed"}`;
+  const seconds = Number(headers.get("retry-after"));
+  const later = seconds > 0 && seconds <= 600 ? ` Try again in ${seconds} s.` : ""; // nobody waits for the end of a day
+  return `${failed}: ${said.replace(/ Try again\.$/, "") || NO_WORDS[status] || `the status is ${status}, without a reason.`}${later}`;
+}
+
+/** What a server says of a failure, however it is packed: as OpenAI does, as FastAPI does, as JSON within a text, or plainly. */
+function wordsIn(said) {
+  if (Array.isArray(said)) return wordsIn(said[0]);
+  if (said && typeof said === "object") return wordsIn(said.error ?? said.message ?? said.detail ?? said.msg);
+  if (typeof said !== "string") return "";
+  try {
+    if (/^\s*[[{]/.test(said)) return wordsIn(JSON.parse(said));
+  } catch {} // a text that only begins so
+  return said.trim();
 }
 
 /** The data of a stream of server-sent events, line by line. */

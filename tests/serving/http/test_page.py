@@ -1,36 +1,18 @@
 """The page in a real browser: what a person does, sees and is told. The router and the models do as each test says."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from hashlib import sha256
+from itertools import combinations
 
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from page_site import EASY, HARD, Site, box, site_of
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, expect
+
+from serve_app.errors import error_body
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium is installed here")
-    expect.set_options(timeout=30_000)  # a busy machine is no finding
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def site(browser: Browser) -> Iterator[Site]:
-    with site_of(browser) as site:
-        site.open()
-        yield site
 
 
 # Asking --------------------------------------------------------------------------------------------------------------
@@ -109,6 +91,34 @@ def test_a_new_question_takes_the_place_of_the_one_that_is_being_answered(site: 
     expect(site.page.get_by_role("button", name="Stop")).to_be_disabled()
 
 
+@pytest.mark.parametrize(("motion", "at_once"), [("reduce", True), ("no-preference", False)])
+def test_on_a_phone_the_answer_is_scrolled_to_once_and_then_stays_where_it_is(browser: Browser, motion: str, at_once: bool) -> None:
+    tab = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True, "reduced_motion": motion}
+    with site_of(browser, tab=tab) as site:
+        site.page.add_init_script("window.places = new Set(); addEventListener('scroll', () => places.add(scrollY));")
+        site.open()
+        site.weak.text, site.weak.pauses_after = "word " * 300, 2
+        site.ask(EASY)
+        expect(site.text()).to_have_text("word word")
+        y = settled(site.answer())
+        assert 0 <= y < 50
+        assert (site.page.evaluate("places.size") == 1) == at_once
+        site.weak.go_on.set()
+        expect(site.answer().locator(".timing")).to_contain_text("total")
+        assert settled(site.answer()) == y
+        expect(site.question).not_to_be_focused()  # its keyboard would lie over the answer
+
+
+def test_in_a_large_window_nothing_is_scrolled(browser: Browser) -> None:
+    with site_of(browser, tab={"viewport": {"width": 1280, "height": 1100}}) as site:
+        site.open()
+        site.ask(EASY)
+        expect(site.text()).to_have_text("the weak answer")
+        settled(site.answer())
+        assert site.page.evaluate("scrollY") == 0
+        expect(site.question).to_be_focused()
+
+
 # The slider ----------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +139,20 @@ def test_the_slider_begins_at_the_servers_fraction_and_moves_threshold_and_route
     site.page.get_by_role("button", name="back to default").click()
     expect(slider).to_have_value("0.3")
     expect(site.shown("Route")).to_have_text("weak")
+
+
+def test_an_answer_keeps_its_decision_when_the_slider_moves_on(site: Site) -> None:
+    title, decided = site.page.locator("#decision-title"), site.answer().locator(".decided")
+    site.ask("middling")
+    expect(site.text()).to_have_text("the weak answer")
+    expect(title).to_have_text("Decision · of the answer below")
+    as_decided = "Score 0.500 is above the threshold 0.300: the weak model."
+    expect(decided).to_have_text(as_decided)
+    site.page.get_by_label("Strong fraction").fill("0.6")
+    expect(site.decision).to_have_text("Score 0.500 is below the threshold 0.600: the strong model.")
+    expect(title).to_have_text("Preview · of the text above")
+    expect(decided).to_have_text(as_decided)
+    expect(site.answer().locator(".badge")).to_have_text("weak")
 
 
 @pytest.mark.parametrize(("fraction", "route", "threshold"), [("0", "weak", "−∞"), ("1", "strong", "∞")])
@@ -167,12 +191,26 @@ def test_compare_streams_both_models_side_by_side_by_their_own_ids(site: Site) -
     expect(site.answer(0).locator(".badge")).to_have_text("weak")
 
 
+def test_the_routers_choice_in_a_comparison_stays_that_of_the_question_that_was_asked(site: Site) -> None:
+    site.page.get_by_label("Compare both models").check()
+    site.ask(HARD)
+    chosen = site.answer(1).locator(".badge")
+    expect(chosen).to_have_text("strong · the router's choice")
+    site.question.fill(EASY)
+    expect(site.shown("Route")).to_have_text("weak")
+    expect(chosen).to_have_text("strong · the router's choice")
+    expect(site.answer(1).locator(".decided")).to_have_text("Score 0.100 is below the threshold 0.300: the strong model.")
+    expect(site.answer(0).locator(".decided")).to_have_text("")
+
+
 def test_in_a_comparison_one_dead_model_does_not_hide_the_other(site: Site) -> None:
     site.strong.why = "dead"
     site.page.get_by_label("Compare both models").check()
     site.ask(EASY)
     expect(site.text(0)).to_have_text("the weak answer")
-    expect(site.answer(1).get_by_role("alert")).to_contain_text("The server cannot answer now. Try again in 1 s.")
+    expect(site.answer(1).get_by_role("alert")).to_have_text(
+        "The question to large failed: No answer from large (dead). Try again in 1 s."
+    )
 
 
 # When things break ---------------------------------------------------------------------------------------------------
@@ -217,7 +255,9 @@ def test_in_shadow_mode_a_stand_in_is_not_taken_for_the_model_that_everything_go
 def test_when_no_model_answers_the_page_says_when_to_try_again(site: Site) -> None:
     site.weak.why = site.strong.why = "overloaded"
     site.ask(EASY)
-    expect(site.answer().get_by_role("alert")).to_contain_text("The server cannot answer now. Try again in 1 s.")
+    expect(site.answer().get_by_role("alert")).to_have_text(
+        "The question to firewall failed: No answer from small (overloaded) nor large (overloaded). Try again in 1 s."
+    )
 
 
 def test_a_dead_router_is_named_with_the_servers_way_out(site: Site) -> None:
@@ -238,7 +278,10 @@ def test_too_many_requests_are_a_plain_sentence(browser: Browser) -> None:
             chunks = first.iter_raw()  # kept: without it the request ends
             next(chunks)
             site.ask(EASY)
-            expect(site.answer().get_by_role("alert")).to_contain_text("Too many requests at once. Try again in 1 s.")
+            expect(site.answer().get_by_role("alert")).to_have_text(
+                "The question to firewall was refused: The server works on as many requests as it takes (serving.max_in_flight). "
+                "Try again in 1 s."
+            )
             site.weak.go_on.set()
 
 
@@ -247,6 +290,45 @@ def test_a_server_that_is_gone_is_a_plain_sentence(site: Site) -> None:
     site.page.context.set_offline(True)
     site.ask(EASY)
     expect(site.answer().get_by_role("alert")).to_have_text("The server cannot be reached. Is it still running?")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        (error_body(400, "The prompt has 9 tokens, the model takes 8."), "The prompt has 9 tokens, the model takes 8."),
+        (b'{"detail": [{"loc": ["body"], "msg": "Input is too long"}]}', "Input is too long"),
+        (error_body(400, '{"error": {"message": "The prompt is too long."}}'), "The prompt is too long."),
+        (b"<html><h1>400</h1></html>", "the status is 400, without a reason."),
+    ],
+)
+def test_what_a_model_refuses_is_a_sentence_with_its_name(site: Site, refusal: bytes, words: str) -> None:
+    site.strong.refusal = refusal
+    site.ask(HARD)
+    expect(site.answer().get_by_role("alert")).to_have_text(f"The strong model refused the question: {words}")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "words"),
+    [
+        (502, {}, "<html>502 Bad Gateway</html>", "failed: there is no answer from the server."),
+        (503, {"retry-after": "7"}, "", "failed: the server cannot answer now. Try again in 7 s."),
+        (413, {}, "", "was refused: it is too long."),
+        (418, {}, "", "was refused: the status is 418, without a reason."),
+        (
+            429,
+            {"retry-after": "40000"},
+            '{"error": {"message": "This API key has spent what is allowed a day. Again from midnight."}}',
+            "was refused: This API key has spent what is allowed a day. Again from midnight.",
+        ),
+    ],
+)
+def test_what_stands_before_the_models_refuses_in_a_sentence_too(
+    site: Site, status: int, headers: dict[str, str], body: str, words: str
+) -> None:
+    site.page.route("**/chat/completions", lambda route: route.fulfill(status=status, headers=headers, body=body))
+    site.page.get_by_label("Strong fraction").fill("0.6")
+    site.ask(HARD)
+    expect(site.answer().get_by_role("alert")).to_have_text(f"The question to firewall-0.60 {words}")
 
 
 # Keys ----------------------------------------------------------------------------------------------------------------
@@ -284,27 +366,6 @@ def test_no_key_is_asked_for_where_none_is_needed(site: Site) -> None:
     site.ask(EASY)
     expect(site.text()).to_have_text("the weak answer")
     expect(site.page.locator("#key")).to_be_hidden()
-
-
-# Counters ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_counters_follow_what_is_asked_and_the_bar_shows_share_and_target(browser: Browser) -> None:
-    prices = {"weak": {"prompt": 0, "completion": 1}, "strong": {"prompt": 0, "completion": 101}}
-    with site_of(browser, tab={"reduced_motion": "reduce"}, prices=prices) as site:
-        site.open()
-        expect(site.page.locator("#share-shown")).to_have_text("No routed requests yet.")
-        for question in (EASY, HARD, EASY, "middling"):
-            site.ask(question)
-            expect(site.answer().locator(".timing")).to_contain_text("total")
-        # 1 of 4 went strong.
-        expect(site.page.locator("#share-shown")).to_have_text("25.0% went to the strong model, target 30.0%.")
-        expected = {"Routed": "4", "Weak answered": "3", "Strong answered": "1", "Strong avoided": "3"}
-        for name, value in expected.items():
-            expect(site.shown(name)).to_have_text(value)
-        bar, filled, target = (box(site.page.locator(each)) for each in ("#share", "#share .filled", "#share .target"))
-        assert filled["width"] == pytest.approx(0.25 * bar["width"], abs=1)
-        assert target["x"] + target["width"] / 2 - bar["x"] == pytest.approx(0.3 * bar["width"], abs=1)
 
 
 # Safety --------------------------------------------------------------------------------------------------------------
@@ -391,3 +452,49 @@ def test_nothing_moves_while_an_answer_comes(browser: Browser) -> None:
             site.ask(question)
             expect(site.answer().locator(".timing")).to_contain_text("total")
         assert site.page.evaluate("window.shift") < 0.02  # Google's bound for a good page is 0.1
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_axis_names_its_values_where_they_are_and_no_word_lies_on_another(browser: Browser, width: int) -> None:
+    with site_of(browser, tab={"viewport": {"width": width, "height": 900}, "reduced_motion": "reduce"}) as site:
+        site.open()
+        axis = site.page.locator("#axis")
+        for score, threshold in [
+            (0.02, 0.5),
+            (0.98, 0.5),
+            (0.5, 0.02),
+            (0.5, 0.98),
+            (0.02, 0.02),
+            (0.5, 0.5),
+            (0.97, 0.98),
+            (0, 0.01),
+        ]:
+            site.fakes.router.scores["asked"] = score
+            site.page.get_by_label("Strong fraction").fill(str(threshold))
+            site.question.fill("")
+            site.question.fill("asked")
+            expect(site.page.locator("#score-shown")).to_have_text(f"score {score:.3f}")
+            expect(site.page.locator("#threshold-shown")).to_have_text(f"threshold {threshold:.3f}")
+            whole = box(axis)
+            for name, value in {"#score-shown": score, "#threshold-shown": threshold}.items():
+                label = box(site.page.locator(name))
+                middle = whole["x"] + value * whole["width"]
+                leftmost, rightmost = whole["x"], whole["x"] + whole["width"] - label["width"]
+                assert label["x"] == pytest.approx(min(max(middle - label["width"] / 2, leftmost), rightmost), abs=1)
+            words = axis.locator(".mark span, .track span, .ends > span").all()
+            assert len(words) == 5
+            assert [pair for pair in combinations(map(box, words), 2) if overlap(*pair)] == []
+        track = box(axis.locator(".track"))  # a word there would have a background that the threshold changes
+        assert not any(overlap(box(word), track) for word in words)
+
+
+def settled(element: Locator) -> float:
+    """Where it begins, once it has stopped to move."""
+    y = None
+    while y != (y := box(element)["y"]):
+        element.page.wait_for_timeout(200)
+    return float(y)
+
+
+def overlap(a: dict[str, float], b: dict[str, float]) -> bool:
+    return all(min(a[at] + a[size], b[at] + b[size]) - max(a[at], b[at]) > 1 for at, size in (("x", "width"), ("y", "height")))
