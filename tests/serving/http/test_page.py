@@ -183,6 +183,7 @@ def test_compare_streams_both_models_side_by_side_by_their_own_ids(site: Site) -
     assert site.page.locator("article h2").all_text_contents() == ["small", "large"]
     assert b'"model":"small"' in site.weak.bodies[0]
     assert b'"model":"large"' in site.strong.bodies[0]
+    settled(site.answer())
     left, right = box(site.answer(0)), box(site.answer(1))
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] < right["x"]
