@@ -44,7 +44,8 @@ async function inWords(response, asked) {
   const failed = route ? `The ${route} model refused the question` : `${what} ${status < 500 ? "was refused" : "failed"}`;
   const seconds = Number(headers.get("retry-after"));
   const later = seconds > 0 && seconds <= 600 ? ` Try again in ${seconds} s.` : ""; // nobody waits for the end of a day
-  return `${failed}: ${said.replace(/ Try again\.$/, "") || NO_WORDS[status] || `the status is ${status}, without a reason.`}${later}`;
+  if (later) said = said.replace(/ ?Try again\.$/, "");
+  return `${failed}: ${said || NO_WORDS[status] || `the status is ${status}, without a reason.`}${later}`;
 }
 
 /** What a server says of a failure, however it is packed: as OpenAI does, as FastAPI does, as JSON within a text, or plainly. */
