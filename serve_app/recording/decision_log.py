@@ -25,6 +25,7 @@ MAX_WAITING_FILES = 4  # in rows: as many as so many files hold
 MAX_WAITING_CHARACTERS = 64 * 2**20  # of text
 RETRY_S = 5.0
 CLOSE_S = 45.0  # of what an ingress replica may take to close (app.py)
+LAST_TRY_S = 35.0  # of closing: a write that then hangs, and what it says of the rows that are lost, have the rest
 
 logger = logging.getLogger("ray.serve")
 Row = tuple[Any, ...]
@@ -78,7 +79,7 @@ class DecisionLog:
         """Write what is left, again and again while storage fails; blocks for CLOSE_S at most. Rows that come later are lost."""
         with self._changed:
             self._is_closed = self._has_to_hurry = True
-            self._close_by_s = time.monotonic() + CLOSE_S - RETRY_S
+            self._close_by_s = time.monotonic() + LAST_TRY_S
             self._changed.notify()
         self._thread.join(CLOSE_S)
 

@@ -401,6 +401,7 @@ class Disk:
 @pytest.fixture
 def disk(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr(decision_log, "RETRY_S", 0.02)
+    monkeypatch.setattr(decision_log, "LAST_TRY_S", 0.2)
     return Disk(dataset)
 
 
@@ -424,6 +425,16 @@ def test_a_full_disk_costs_rows_and_no_request(disk: Disk, caplog: pytest.LogCap
         assert (outcomes.written, outcomes.dropped) == (0, 2)
     assert (outcomes.written, outcomes.dropped) == (0, 10)
     assert "8 rows of the decision log are lost" in caplog.text
+
+
+def test_a_disk_that_is_full_for_a_moment_at_the_end_costs_no_row(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_log, "LAST_TRY_S", 30.0)
+    with logging_to(disk, rows_per_file=2) as (log, outcomes):  # type: ignore[arg-type]
+        for i in range(3):
+            log.record(exchange_of(f"{i}"))
+        wait_until(lambda: disk.num_tries >= 2)
+        threading.Timer(0.1, setattr, (disk, "full", False)).start()
+    assert (outcomes.written, outcomes.dropped) == (3, 0)
 
 
 def test_a_disk_that_is_really_full_is_a_storage_failure(tmp_path: Path) -> None:
