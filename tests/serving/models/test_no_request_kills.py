@@ -57,6 +57,7 @@ def engine(ray_cluster: None) -> Iterator[Engine]:
     from serve_app.models.deployment import llm_config
     from serve_app.models.gpu_time import GpuTime
     from serve_app.models.replica import ModelServer
+    from serve_app.models.spans import AnswerSpans
 
     said = {"path": "quickstart/models/weak", "device": "cpu", "dtype": "float32", "max_num_seqs": 4}
     model = VllmModelConfig.model_validate({**said, "engine_kwargs": {"enforce_eager": True}})
@@ -69,6 +70,7 @@ def engine(ray_cluster: None) -> Iterator[Engine]:
         loop = asyncio.new_event_loop()
         server = ModelServer.sync_init(config)
         server._chats, server._stall_s, server._gpu_time = ChatDefaults(), 600.0, GpuTime(1)
+        server._spans = AnswerSpans(None, "weak")
         loop.run_until_complete(server.start())
         yield Engine(loop, server)
         loop.run_until_complete(_stopped(server))
