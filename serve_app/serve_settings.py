@@ -15,6 +15,9 @@ SETTINGS = {
     # Part of the above that is of use behind a load balancer alone: replicas listen on ports of their own, proxies run on the
     # head node only, and a replica takes half a minute to stop.
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    # A replica that goes has as long as its longest answer may take. One whose engine is dead or hangs has nothing to end, and the
+    # one in its place may need its GPUs.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
 }
 
 # Of every replica (in its runtime_env). Replicas talk gRPC, whose own limit is 4 MiB a message: larger bodies and answers
