@@ -6,7 +6,7 @@
 #   make real          a real pair of small instruct models on GSM8K, TriviaQA and HumanEval: hours on 2 cores, resumable
 #   make real-report   its tables from the grades that are kept here: minutes, no sampling
 #   make test          all tests            make test-quick   those without Ray, vLLM and DeepSpeed
-#   make test-long     kills over whole runs, a quarter of an hour, which make test leaves out
+#   make test-long     kills over whole runs, a whole run under Prometheus: half an hour, which make test leaves out
 #   make lint          ruff and mypy        make bench        the benchmarks, each against its bound
 #   make bench-serving the endpoint against ray.serve.llm's own, and what runs the router, after make quickstart
 #   make models        train the quickstart's language models again, from scratch
@@ -42,7 +42,7 @@ real-report: .venv/run
 test: test-quick
 	$(BIN)/pytest -m "slow and not long" --durations 20
 
-# A run killed ten times, a sampling driver, and a sampler's node: minutes of killing and starting again.
+# Minutes each: a run killed ten times, a sampling driver, a sampler's node; every query of the dashboard after a whole run.
 test-long: .venv/dev
 	$(BIN)/pytest -m long
 

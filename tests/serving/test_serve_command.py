@@ -53,7 +53,7 @@ async def slow_words(body: dict[str, Any]) -> Response:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_told_to_stop_it_ends_the_answers_under_way_writes_what_it_decided_and_leaves_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:

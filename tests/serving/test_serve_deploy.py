@@ -12,7 +12,7 @@ from ray_head import free_port, ray_head
 from running_app import wait_until
 from servable_run import ROUTER, write_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # test_deploy_job.py deploys the same way
 
 SHIPPED = Path("serve_app/serve_config.yaml")
 

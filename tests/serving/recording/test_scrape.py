@@ -22,7 +22,7 @@ from prometheus_server import Prometheus, dashboard_queries, prometheus, rule_qu
 from ray_head import free_port, ray_head
 from running_app import processes_of, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 NOT_HERE = {"GPU use": "there is no GPU", "GPU memory": "there is no GPU"}
 # Whoever is on call should hear of what is done to the application below.
