@@ -2,7 +2,7 @@
 #
 #   make quickstart    the whole pipeline on this machine, real engines, about five minutes on 2 cores
 #   make serve         its router and models behind an OpenAI-compatible endpoint on this machine, after make quickstart
-#   make paper         the paper's tables and figures in miniature, about eighteen minutes on 2 cores
+#   make paper         the paper's tables and figures in miniature, about fourteen minutes on 2 cores
 #   make real          a real pair of small instruct models on GSM8K, TriviaQA and HumanEval: hours on 2 cores, resumable
 #   make real-report   its tables from the grades that are kept here: minutes, no sampling
 #   make test          all tests            make test-quick   those without Ray, vLLM and DeepSpeed
