@@ -61,7 +61,12 @@ def litellm_proxy(key: str, url: str, command: str) -> Iterator[str]:
         with _running(
             [command, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)],
             f"http://127.0.0.1:{port}/health/liveliness",
-            {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_DOCS": "True"},
+            {
+                "LITELLM_LOG": "ERROR",
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "NO_DOCS": "True",
+                "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "True",
+            },
         ):
             yield f"http://127.0.0.1:{port}"
 
