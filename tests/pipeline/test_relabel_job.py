@@ -141,8 +141,8 @@ def test_the_file_that_deploys_it_is_taken_by_a_router_replica(loop: Loop, first
     assert router["user_config"]["version"] == card.version
     replica = Router(loop.store, ScoringConfig(device="cpu"), (card.weak, card.strong), 0, None, "refuse")
     asyncio.run(replica.reconfigure(router["user_config"]))
-    assert replica._predictor is not None
-    assert replica._predictor.card.design == "soft_block"
+    assert replica._arms is not None
+    assert replica._arms.main.router.predictor.card.design == "soft_block"
 
 
 def test_the_same_command_again_deploys_and_does_nothing_else(

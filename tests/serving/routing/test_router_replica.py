@@ -241,7 +241,7 @@ def test_a_replica_that_starts_under_a_refused_user_config_begins_with_what_the_
         await running.reconfigure(user_config("hard_block", strong_fraction=0.4))
         for wrong in (user_config("missing"), {"router": "hard_block"}, {}):
             await running.reconfigure(wrong)
-            later._predictor = None
+            later._arms = None
             await later.reconfigure(wrong)
             (decision,) = await later.decide(["0.1"], None, True)
             assert (decision.router, decision.strong_fraction) == ("two", 0.4)
