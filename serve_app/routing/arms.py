@@ -78,11 +78,7 @@ class Arms(NamedTuple):
 
 
 def position(text: str) -> float:
-    """Where a text lies between 0 and 1, as if thrown there.
-
-    >>> round(position("Why?"), 3) == round(position("Why?"), 3)
-    True
-    """
+    """Where a text lies between 0 and 1, as if thrown there; always at the same place."""
     # Not the hash that breaks ties: among tied scores a canary would meet one kind only. JSON may hold half a surrogate pair.
     digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"canary").digest()
     return int.from_bytes(digest, "big") / 2**64
